@@ -1,0 +1,182 @@
+"""Ranking requests: who asks, when, what may be known, and which candidates are to be ordered.
+
+A training row, an evaluation slate, a nightly user and an online call are all rows of this one shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from recsys.events import (
+    Events,
+    Float32,
+    Float64,
+    Histories,
+    Int32,
+    Int64,
+    Slates,
+    concatenated_ranges,
+    lengths_to_offsets,
+)
+
+SOURCES = ("als", "item_item", "transition", "text", "fresh", "popular")
+"""Retrievers in bit order: bit b of `source` is set where SOURCES[b] proposed the candidate."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """A batch of r requests with their candidates; request q owns rows offsets[q]:offsets[q + 1].
+
+    Attributes:
+        user_index: (r,) row number of the user, -1 for an unknown one.
+        timestamp: (r,) the moment of the request, epoch seconds.
+        known: (r,) how many leading events of the log the request may look at.
+        offsets: (r + 1,) candidate rows.
+        item_index: (rows,) candidates.
+        source: (rows,) bit mask over SOURCES, 0 where the candidate was not retrieved by us.
+        label: (rows,) training target or ground truth, NaN where unknown.
+        position: (rows,) 1-based place where the item was shown, 0 where it was not.
+    """
+
+    user_index: Int32
+    timestamp: Float64
+    known: Int64
+    offsets: Int64
+    item_index: Int32
+    source: Int32
+    label: Float32
+    position: Int32
+
+    def __len__(self) -> int:
+        return len(self.timestamp)
+
+    @property
+    def rows(self) -> int:
+        """Number of candidate rows in all."""
+        return len(self.item_index)
+
+    def request_of_row(self) -> Int64:
+        """(rows,) number of the request that owns each candidate row."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.offsets))
+
+    def take(self, requests: Int64) -> Requests:
+        """These requests with their candidates, in the given order."""
+        rows = concatenated_ranges(self.offsets[requests], self.offsets[requests + 1])
+        return Requests(
+            self.user_index[requests],
+            self.timestamp[requests],
+            self.known[requests],
+            lengths_to_offsets(np.diff(self.offsets)[requests]),
+            self.item_index[rows],
+            self.source[rows],
+            self.label[rows],
+            self.position[rows],
+        )
+
+    def labelled(self, label: Float32) -> Requests:
+        """The same requests with these labels, shape (rows,)."""
+        return replace(self, label=np.asarray(label, np.float32))
+
+    @classmethod
+    def of(
+        cls,
+        user_index: Int32,
+        timestamp: Float64,
+        known: Int64,
+        candidates: tuple[Int64, Int32],
+        source: Int32 | None = None,
+    ) -> Requests:
+        """Unlabelled requests; `candidates` is (offsets, item_index)."""
+        offsets, item_index = candidates
+        rows = len(item_index)
+        return cls(
+            np.asarray(user_index, np.int32),
+            np.asarray(timestamp, np.float64),
+            np.asarray(known, np.int64),
+            offsets,
+            np.asarray(item_index, np.int32),
+            np.zeros(rows, np.int32) if source is None else source,
+            np.full(rows, np.nan, np.float32),
+            np.zeros(rows, np.int32),
+        )
+
+    @classmethod
+    def from_slates(cls, slates: Slates, events: Events) -> Requests:
+        """One request a slate, labelled with its clicks, knowing what came strictly before it."""
+        return cls(
+            slates.user_index,
+            slates.timestamp,
+            events.known_at(slates.timestamp),
+            slates.offsets,
+            slates.item_index,
+            np.zeros(len(slates.item_index), np.int32),
+            slates.clicked.astype(np.float32),
+            slates.position.astype(np.int32),
+        )
+
+    @classmethod
+    def concatenate(cls, first: Requests, second: Requests) -> Requests:
+        """All requests of `first`, then all of `second`."""
+        pairs = [
+            (getattr(first, name), getattr(second, name))
+            for name in ("user_index", "timestamp", "known", "item_index", "source", "label", "position")
+        ]
+        user, moment, known, item, source, label, position = (np.concatenate(p) for p in pairs)
+        offsets = np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]])
+        return cls(user, moment, known, offsets, item, source, label, position)
+
+
+@dataclass(frozen=True)
+class HistoryBatch:
+    """What each of r requests may know of its user's past, oldest first, at most `limit` events.
+
+    Request q owns offsets[q]:offsets[q + 1] of `item_index`, `type_index` and `age_s`, the seconds
+    from the event to the request (never negative). A request without history has an empty range.
+    """
+
+    offsets: Int64
+    item_index: Int32
+    type_index: Int32
+    age_s: Float64
+
+    @classmethod
+    def of(
+        cls, histories: Histories, requests: Requests, *, limit: int = 50, delay_s: float = 0.0
+    ) -> HistoryBatch:
+        """The last `limit` events that each request may know and that are at least `delay_s` old."""
+        start, stop = histories.until(requests.user_index, requests.known)
+        if delay_s > 0:
+            stop = _drop_younger(histories, start, stop, requests.timestamp - delay_s)
+        start = np.maximum(start, stop - limit)
+        rows = concatenated_ranges(start, stop)
+        lengths = stop - start
+        age = np.repeat(requests.timestamp, lengths) - histories.timestamp[rows]
+        return cls(
+            lengths_to_offsets(lengths),
+            histories.item_index[rows],
+            histories.type_index[rows].astype(np.int32),
+            np.maximum(age, 0.0),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, requests: Int64) -> HistoryBatch:
+        """The histories of these requests, in the given order."""
+        rows = concatenated_ranges(self.offsets[requests], self.offsets[requests + 1])
+        lengths = np.diff(self.offsets)[requests]
+        return HistoryBatch(
+            lengths_to_offsets(lengths), self.item_index[rows], self.type_index[rows], self.age_s[rows]
+        )
+
+
+def _drop_younger(histories: Histories, start: Int64, stop: Int64, newest: Float64) -> Int64:
+    """Shrink each range until its last event is not after `newest`."""
+    stop = stop.copy()
+    while True:
+        late = (stop > start) & (histories.timestamp[np.maximum(stop - 1, 0)] > newest)
+        if not late.any():
+            return stop
+        stop[late] -= 1
