@@ -1,0 +1,1 @@
+"""Features: one declaration each, replayed over a log or kept live."""

@@ -1,0 +1,1 @@
+"""What people run: the `recsys` command line, its steps and its configuration."""

@@ -1,0 +1,1 @@
+"""The engine: data, models, scoring, evaluation. No command line and no HTTP."""

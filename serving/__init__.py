@@ -1,0 +1,1 @@
+"""Answering from a bundle: scoring without torch, transformers or MLflow."""
