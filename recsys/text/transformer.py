@@ -1,0 +1,185 @@
+"""The encoder's architecture in torch: BERT layers, mean pooling, unit length; from and to safetensors.
+
+Layer names are our own. It does not know where weights come from (`teacher`) or how they are trained
+(`student`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recsys.errors import RecsysError
+
+WEIGHTS_FILE = "transformer.safetensors"
+ARCHITECTURE_FILE = "transformer.json"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a BERT encoder.
+
+    Attributes:
+        vocabulary: rows of the word table.
+        dim: width of a token, and of the embedding.
+        heads: attention heads a layer; `dim` is a multiple of it.
+        feed_forward: width of the hidden feed-forward layer.
+        layers: number of layers.
+        positions: longest input in tokens.
+        epsilon: of the layer norms.
+    """
+
+    vocabulary: int
+    dim: int
+    heads: int
+    feed_forward: int
+    layers: int
+    positions: int
+    epsilon: float = 1e-12
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, then two dense layers, each added to its input and normalised (post-norm)."""
+
+    def __init__(self, shape: Architecture) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.query = nn.Linear(shape.dim, shape.dim)
+        self.key = nn.Linear(shape.dim, shape.dim)
+        self.value = nn.Linear(shape.dim, shape.dim)
+        self.attention_out = nn.Linear(shape.dim, shape.dim)
+        self.attention_norm = nn.LayerNorm(shape.dim, eps=shape.epsilon)
+        self.expand = nn.Linear(shape.dim, shape.feed_forward)
+        self.contract = nn.Linear(shape.feed_forward, shape.dim)
+        self.output_norm = nn.LayerNorm(shape.dim, eps=shape.epsilon)
+
+    def forward(self, hidden: Tensor, attend: Tensor) -> Tensor:
+        """Map (B, T, dim) to (B, T, dim); `attend` (B, 1, 1, T) is added to the attention logits."""
+        attended = functional.scaled_dot_product_attention(
+            self._split(self.query(hidden)),
+            self._split(self.key(hidden)),
+            self._split(self.value(hidden)),
+            attn_mask=attend,
+        )  # (B, heads, T, dim / heads)
+        attended = attended.transpose(1, 2).flatten(2)  # (B, T, dim)
+        hidden = self.attention_norm(hidden + self.attention_out(attended))
+        return self.output_norm(hidden + self.contract(functional.gelu(self.expand(hidden))))
+
+    def _split(self, hidden: Tensor) -> Tensor:
+        """(B, T, dim) to (B, heads, T, dim / heads)."""
+        return hidden.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class TextTransformer(nn.Module):
+    """Token ids to one unit-length embedding a text.
+
+    It has no dropout: it is only ever trained from a teacher, briefly.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.words = nn.Embedding(architecture.vocabulary, architecture.dim)
+        self.positions = nn.Embedding(architecture.positions, architecture.dim)
+        self.norm = nn.LayerNorm(architecture.dim, eps=architecture.epsilon)
+        self.layers = nn.ModuleList(TransformerLayer(architecture) for _ in range(architecture.layers))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed a batch.
+
+        Args:
+            input_ids: (B, T) token ids; what stands under a zero of the mask has no influence.
+            attention_mask: (B, T) 1 for a token, 0 for padding. At least one 1 a row.
+
+        Returns:
+            (B, dim) rows of length 1.
+        """
+        return pool(self.hidden_states(input_ids, attention_mask), attention_mask)
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The last layer's tokens, (B, T, dim); padded places hold numbers without meaning."""
+        hidden = self.words(input_ids) + self.positions.weight[: input_ids.shape[1]]
+        hidden = self.norm(hidden)  # (B, T, dim)
+        attend = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * torch.finfo(torch.float32).min
+        for layer in self.layers:
+            hidden = layer(hidden, attend)
+        return hidden
+
+    @property
+    def dim(self) -> int:
+        """Width of the embedding."""
+        return self.architecture.dim
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @classmethod
+    def from_teacher(cls, teacher: TextTransformer, layers: int | Sequence[int] = 3) -> TextTransformer:
+        """A shallower copy of a deeper model.
+
+        Args:
+            teacher: the model to copy; it is not changed.
+            layers: which of its layers to keep, in order; or how many, spread evenly with the
+                first and the last always kept (3 of 6 are 0, 3, 5).
+
+        Raises:
+            ValueError: there are no such layers.
+        """
+        kept = spread_layers(teacher.architecture.layers, layers) if isinstance(layers, int) else list(layers)
+        if not kept or not set(kept) <= set(range(teacher.architecture.layers)):
+            raise ValueError(f"layers {kept} of a model with {teacher.architecture.layers}")
+        student = cls(replace(teacher.architecture, layers=len(kept)))
+        student.words.load_state_dict(teacher.words.state_dict())
+        student.positions.load_state_dict(teacher.positions.state_dict())
+        student.norm.load_state_dict(teacher.norm.state_dict())
+        for layer, source in zip(student.layers, kept, strict=True):
+            layer.load_state_dict(teacher.layers[source].state_dict())
+        return student
+
+    def to_files(self) -> dict[str, bytes]:
+        """Weights as safetensors and the architecture as JSON."""
+        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        return {
+            ARCHITECTURE_FILE: json.dumps(asdict(self.architecture), indent=1).encode(),
+            WEIGHTS_FILE: safetensors.torch.save(weights),
+        }
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> TextTransformer:
+        """Rebuild what `to_files` wrote, in evaluation mode.
+
+        Raises:
+            RecsysError: the files do not fit each other.
+        """
+        try:
+            model = cls(Architecture(**json.loads(files[ARCHITECTURE_FILE])))
+            model.load_state_dict(safetensors.torch.load(files[WEIGHTS_FILE]))
+        except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise RecsysError("encoder_invalid", f"the text model does not load: {reason}") from error
+        return model.eval()
+
+
+def pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean of the unmasked tokens scaled to length 1: (B, T, dim), (B, T) to (B, dim)."""
+    mask = attention_mask[:, :, None].to(hidden.dtype)
+    mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+    return functional.normalize(mean.float(), dim=-1)
+
+
+def spread_layers(available: int, wanted: int) -> list[int]:
+    """Which `wanted` of `available` layers to keep: the first, the last and evenly between them."""
+    if not 1 <= wanted <= available:
+        raise ValueError(f"cannot keep {wanted} layers of {available}")
+    if wanted == 1:
+        return [0]
+    return [math.ceil(step * (available - 1) / (wanted - 1)) for step in range(wanted)]
