@@ -74,7 +74,8 @@ class TransformerLayer(nn.Module):
 
     def _split(self, hidden: Tensor) -> Tensor:
         """(B, T, dim) to (B, heads, T, dim / heads)."""
-        return hidden.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, length, dim = hidden.shape
+        return hidden.view(batch, length, self.heads, dim // self.heads).transpose(1, 2)
 
 
 class TextTransformer(nn.Module):

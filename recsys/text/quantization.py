@@ -1,0 +1,120 @@
+"""From the torch model to an OpenVINO encoder: export, static int8 by NNCF, and the check of the result."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nncf
+import numpy as np
+import openvino
+import torch
+
+from recsys.text.openvino_runtime import EncoderConfig, OpenVinoEncoder, Precision
+from recsys.text.runtime import Encoder, plan_batches
+from recsys.text.tokenization import Tokenizer
+from recsys.text.transformer import TextTransformer
+
+CALIBRATION_TEXTS = 256
+CALIBRATION_TOKENS = 512
+LOWEST_COSINE = 0.99
+
+logger = logging.getLogger(__name__)
+
+
+def build_encoder(
+    transformer: TextTransformer,
+    tokenizer: Tokenizer,
+    calibration_texts: Sequence[str],
+    *,
+    precision: Precision = "int8",
+    threads: int = 2,
+) -> OpenVinoEncoder:
+    """Compile a text model for serving.
+
+    Args:
+        transformer: the network.
+        tokenizer: its tokenizer with the limits to keep.
+        calibration_texts: texts like those to come. At most 256, taken evenly, set the int8 scales;
+            "fp32" and "bf16" do not read them.
+        precision: what to build. An int8 graph whose mean cosine to the fp32 one falls under .99 on
+            the calibration texts is dropped for fp32 (`encoder.config.precision` tells), as is int8
+            where there is no text to calibrate on.
+        threads: cores the encoder uses.
+    """
+    model = export(transformer)
+    plain = _encoder(model, transformer, tokenizer, "bf16" if precision == "bf16" else "fp32", threads)
+    if precision != "int8":
+        return plain
+    texts = _evenly(calibration_texts, CALIBRATION_TEXTS)
+    batches = _calibration_batches(tokenizer, texts)
+    if not batches:
+        return plain
+    quantized = _encoder(quantize(model, batches), transformer, tokenizer, "int8", threads)
+    cosine = mean_cosine(quantized, plain, texts)
+    if cosine < LOWEST_COSINE:
+        logger.warning("int8 encoder has cosine %.4f to fp32; keeping fp32", cosine)
+        return plain
+    return quantized
+
+
+def export(transformer: TextTransformer) -> openvino.Model:
+    """The network as an OpenVINO model with free batch size and length."""
+    example = torch.ones(2, 8, dtype=torch.int64)
+    inputs = {"input_ids": example, "attention_mask": example.clone()}
+    model = openvino.convert_model(transformer.eval(), example_input=inputs)
+    model.reshape({index: openvino.PartialShape([-1, -1]) for index in range(2)})
+    return model
+
+
+def quantize(model: openvino.Model, batches: Sequence[dict[str, np.ndarray]]) -> openvino.Model:
+    """Static int8 weights and activations, scales from the batches; the same in whatever batch it runs."""
+    nncf.set_log_level(logging.ERROR)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(batches),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(batches),
+        fast_bias_correction=True,
+    )
+
+
+def mean_cosine(encoder: Encoder, reference: Encoder, texts: Sequence[str]) -> float:
+    """Mean cosine between two encoders' embeddings of the texts that have any; 1.0 for none."""
+    ours, theirs = encoder.encode(texts), reference.encode(texts)
+    cosine = np.einsum("td,td->t", ours, theirs)[np.linalg.norm(theirs, axis=1) > 0]
+    return float(cosine.mean()) if len(cosine) else 1.0
+
+
+def _encoder(
+    model: openvino.Model,
+    transformer: TextTransformer,
+    tokenizer: Tokenizer,
+    precision: Precision,
+    threads: int,
+) -> OpenVinoEncoder:
+    limits = tokenizer.limits
+    config = EncoderConfig(transformer.dim, limits.max_chars, limits.max_tokens, precision)
+    return OpenVinoEncoder(*_serialize(model), tokenizer, config, threads=threads)
+
+
+def _serialize(model: openvino.Model) -> tuple[bytes, bytes]:
+    """OpenVINO IR as bytes; the library writes files only."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph, weights = Path(folder, "encoder.xml"), Path(folder, "encoder.bin")
+        openvino.serialize(model, graph, weights)
+        return graph.read_bytes(), weights.read_bytes()
+
+
+def _calibration_batches(tokenizer: Tokenizer, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    planned = plan_batches(tokenizer.encode(texts), token_budget=CALIBRATION_TOKENS)
+    return [{"input_ids": ids, "attention_mask": mask} for _, ids, mask in planned]
+
+
+def _evenly(texts: Sequence[str], count: int) -> list[str]:
+    """At most `count` of the texts, at even steps."""
+    rows = np.unique(np.linspace(0, len(texts) - 1, min(count, len(texts))).astype(np.int64))
+    return [texts[row] for row in rows]
