@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy import sparse
 
 from recsys.events import Float32, Int32, Int64
 
@@ -18,7 +18,7 @@ from recsys.events import Float32, Int32, Int64
 class DensePairs:
     """score(h, c) = factors[h] · factors[c]; a row of zeros means "nothing is known of this item"."""
 
-    factors: NDArray[np.float32]  # (items, dim)
+    factors: Float32  # (items, dim)
 
     def __len__(self) -> int:
         return len(self.factors)
@@ -28,7 +28,8 @@ class DensePairs:
 class SparsePairs:
     """score(h, c) = the value stored for column c in row h, rows in CSR form.
 
-    Shapes: `offsets` (items + 1,), `columns` and `values` (stored,). Rows are history items, columns candidates.
+    Shapes: `offsets` (items + 1,), `columns` and `values` (stored,). Rows are history items,
+    columns are candidates; columns ascend within a row.
     """
 
     offsets: Int64
@@ -37,3 +38,29 @@ class SparsePairs:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @classmethod
+    def from_csr(cls, matrix: sparse.csr_matrix) -> SparsePairs:
+        """Take a square CSR matrix, its explicit zeros dropped and its columns sorted."""
+        matrix = matrix.copy()
+        matrix.eliminate_zeros()
+        matrix.sort_indices()
+        return cls(
+            matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data.astype(np.float32)
+        )
+
+    def to_csr(self) -> sparse.csr_matrix:
+        """The same matrix for scipy."""
+        size = len(self)
+        return sparse.csr_matrix((self.values, self.columns, self.offsets), shape=(size, size))
+
+
+def keep_strongest(matrix: sparse.csr_matrix, per_row: int) -> sparse.csr_matrix:
+    """Keep the `per_row` largest values of each row; ties go to the smaller column."""
+    matrix = matrix.tocsr()
+    matrix.sort_indices()
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, row))
+    place = np.arange(len(row)) - matrix.indptr[row]
+    chosen = order[place < per_row]
+    return sparse.csr_matrix((matrix.data[chosen], (row[chosen], matrix.indices[chosen])), shape=matrix.shape)

@@ -21,6 +21,8 @@ from recsys.events import (
     lengths_to_offsets,
 )
 
+DAY_S = 86400.0
+
 SOURCES = ("als", "item_item", "transition", "text", "fresh", "popular")
 """Retrievers in bit order: bit b of `source` is set where SOURCES[b] proposed the candidate."""
 
@@ -162,6 +164,16 @@ class HistoryBatch:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def recency_weights(self, weights: Float32, *, half_life_days: float, position_decay: float) -> Float64:
+        """(events,) weight of each event: its type's, times decay by age, times decay by place from the end.
+
+        `weights` is (types,). The newest event has place 0.
+        """
+        lengths = np.diff(self.offsets)
+        place = np.repeat(self.offsets[1:], lengths) - 1 - np.arange(len(self.item_index))
+        age = self.age_s / (half_life_days * DAY_S)
+        return weights[self.type_index] * np.exp2(-age) * position_decay ** place.astype(np.float64)
 
     def take(self, requests: Int64) -> HistoryBatch:
         """The histories of these requests, in the given order."""

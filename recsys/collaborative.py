@@ -1,0 +1,173 @@
+"""Collaborative filtering by `implicit`: ALS factors and item-item similarity from the log.
+
+Item factors are all that is kept of ALS: every user, known or new, is folded in from the history that
+the request may see, so training rows, the night and a live call get their user vector in the same way.
+Row numbers in, row numbers out; `dataset` holds the ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from safetensors.numpy import load, save
+from scipy import sparse
+
+from recsys.dataset import Dataset
+from recsys.events import Float32, Float64, Int32, Int64
+from recsys.pairs import DensePairs, SparsePairs
+from recsys.requests import HistoryBatch
+
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class CollaborativeConfig:
+    """Hyper-parameters of ALS and of the item-item model.
+
+    Attributes:
+        embedding_dim: length of an ALS factor.
+        epochs: ALS sweeps.
+        regularization: ridge term of each ALS solve.
+        confidence: weight of one click-strength event against an unseen item (alpha, Hu et al. 2008).
+        half_life_days: age at which an event counts half; None keeps every event whole.
+        neighbours: item-item neighbours kept per item.
+    """
+
+    embedding_dim: int = 128
+    epochs: int = 12
+    regularization: float = 0.02
+    confidence: float = 8.0
+    half_life_days: float | None = None
+    neighbours: int = 200
+
+
+@dataclass(frozen=True)
+class Collaborative:
+    """Learned arrays: `factors` (items, dim), zero rows for items without events, and neighbours."""
+
+    factors: Float32
+    item_item: SparsePairs
+    regularization: float
+    confidence: float
+
+    @property
+    def pairs(self) -> DensePairs:
+        """ALS cosine as a pairwise score."""
+        norms = np.linalg.norm(self.factors, axis=1, keepdims=True)
+        return DensePairs(np.divide(self.factors, norms, out=np.zeros_like(self.factors), where=norms > 0))
+
+    def fold_in(self, history: HistoryBatch, weights: Float32) -> Float32:
+        """User factors (requests, dim) solved from each history; zeros where it holds no known item.
+
+        One ridge solve a request with the item factors fixed (Hu, Koren & Volinsky 2008, eq. 4).
+        `weights` is (types,), the strength of each event type.
+        """
+        items = self.factors.astype(np.float64)
+        gram = items.T @ items + self.regularization * np.eye(items.shape[1])
+        confidence = self.confidence * weights.astype(np.float64)[history.type_index]
+        solved = _fold_in(items, gram, history.offsets, history.item_index, confidence)
+        return solved.astype(np.float32)
+
+    def to_files(self) -> dict[str, bytes]:
+        """Arrays for the bundle."""
+        arrays = {
+            "factors": self.factors,
+            "offsets": self.item_item.offsets,
+            "columns": self.item_item.columns,
+            "values": self.item_item.values,
+            "constants": np.array([self.regularization, self.confidence]),
+        }
+        return {"collaborative.safetensors": save(arrays)}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Collaborative:
+        """Read what `to_files` wrote."""
+        arrays = load(files["collaborative.safetensors"])
+        pairs = SparsePairs(arrays["offsets"], arrays["columns"], arrays["values"])
+        regularization, confidence = (float(x) for x in arrays["constants"])
+        return cls(arrays["factors"], pairs, regularization, confidence)
+
+
+def fit_collaborative(data: Dataset, config: CollaborativeConfig, *, seed: int = 0) -> Collaborative:
+    """Fit on every target event of `data`; an empty log gives zero factors and no neighbours."""
+    interactions = interaction_matrix(data, config.half_life_days)
+    if not interactions.nnz:
+        items = len(data.catalogue)
+        empty = SparsePairs.from_csr(sparse.csr_matrix((items, items), dtype=np.float32))
+        zeros = np.zeros((items, config.embedding_dim), np.float32)
+        return Collaborative(zeros, empty, config.regularization, config.confidence)
+    factors = _als_factors(interactions, config, seed)
+    neighbours = _item_item(interactions, config)
+    return Collaborative(factors, neighbours, config.regularization, config.confidence)
+
+
+def interaction_matrix(data: Dataset, half_life_days: float | None = None) -> sparse.csr_matrix:
+    """Users x items, the summed weight of target events, each decayed to the end of the log."""
+    events = data.events
+    rows = np.flatnonzero(data.is_target[events.type_index]) if len(events) else np.zeros(0, np.int64)
+    value = data.weights[events.type_index[rows]].astype(np.float64)
+    if half_life_days is not None and len(rows):
+        value *= np.exp2(-(events.timestamp[-1] - events.timestamp[rows]) / (half_life_days * DAY_S))
+    shape = (len(data.users), len(data.catalogue))
+    index = (events.user_index[rows], events.item_index[rows])
+    matrix = sparse.coo_matrix((value.astype(np.float32), index), shape=shape).tocsr()
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _als_factors(interactions: sparse.csr_matrix, config: CollaborativeConfig, seed: int) -> Float32:
+    from implicit.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(
+            factors=config.embedding_dim,
+            regularization=config.regularization,
+            alpha=config.confidence,
+            iterations=config.epochs,
+            use_gpu=False,
+            random_state=seed,
+            num_threads=0,
+        )
+        model.fit(interactions, show_progress=False)
+    factors = np.array(model.item_factors, np.float32)
+    factors[np.diff(interactions.tocsc().indptr) == 0] = 0.0
+    return factors
+
+
+def _item_item(interactions: sparse.csr_matrix, config: CollaborativeConfig) -> SparsePairs:
+    from implicit.nearest_neighbours import CosineRecommender
+
+    model = CosineRecommender(K=config.neighbours + 1, num_threads=0)
+    model.fit(interactions, show_progress=False)
+    similarity = model.similarity.tocsr().astype(np.float32)
+    similarity.setdiag(0)
+    return SparsePairs.from_csr(similarity)
+
+
+@njit(cache=True)
+def _fold_in(
+    items: Float64, gram: Float64, offsets: Int64, item_index: Int32, confidence: Float64
+) -> Float64:
+    dim = items.shape[1]
+    out = np.zeros((len(offsets) - 1, dim))
+    for q in range(len(offsets) - 1):
+        system = gram.copy()
+        target = np.zeros(dim)
+        known = False
+        for row in range(offsets[q], offsets[q + 1]):
+            if item_index[row] < 0:
+                continue
+            y = items[item_index[row]]
+            known = True
+            for i in range(dim):
+                target[i] += confidence[row] * y[i]
+                scale = (confidence[row] - 1.0) * y[i]
+                for j in range(dim):
+                    system[i, j] += scale * y[j]
+        if known:
+            out[q] = np.linalg.solve(system, target)
+    return out

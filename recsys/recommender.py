@@ -1,0 +1,214 @@
+"""The scoring core: batch, online, evaluation and explanation all rank through this one class.
+
+It holds fitted models only. What a request may know of the past comes in as a `Reading`, from a replay
+of the log or from live state; which columns the ranker sees is up to the `FeatureBuilder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.cold_start import rungs
+from recsys.events import Bool, Float32, Float64, Int32, Int64, lengths_to_offsets
+from recsys.pairs import DensePairs, SparsePairs
+from recsys.ranking import Ranker
+from recsys.relevance import RelevanceHead
+from recsys.requests import HistoryBatch, Requests
+from recsys.retrieval import Retriever, Seen
+
+Progress = Callable[[int, int], None]
+Pairs = Mapping[str, DensePairs | SparsePairs]
+
+
+class Reading(Protocol):
+    """What a batch of requests may know: histories and counter values."""
+
+    @property
+    def history(self) -> HistoryBatch:
+        """Recent history of each request."""
+
+
+class State(Protocol):
+    """Where readings come from."""
+
+    def read(self, requests: Requests) -> Reading:
+        """What these requests may know, each at its own moment."""
+
+
+class FeatureBuilder(Protocol):
+    """Turns readings and model scores into the ranker's matrix."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names in order."""
+
+    @property
+    def schema_hash(self) -> str:
+        """Stable digest of names, order and declarations."""
+
+    def build(
+        self,
+        requests: Requests,
+        reading: Reading,
+        pairs: Pairs,
+        scores: Mapping[str, Float32],
+        event_weights: Float32,
+    ) -> Float32:
+        """Matrix (rows, features) in schema order."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The best k of each of r requests, best first; request q owns offsets[q]:offsets[q + 1].
+
+    `score` and `source` are (rows,); `rung` is (r,), the cold-start rung that answered.
+    """
+
+    offsets: Int64
+    item_index: Int32
+    score: Float64
+    source: Int32
+    rung: NDArray[np.int8]
+
+    def table(self, k: int) -> Int32:
+        """(requests, k) item numbers, -1 where a request has fewer than k."""
+        out = np.full((len(self.offsets) - 1, k), -1, np.int32)
+        lengths = np.minimum(np.diff(self.offsets), k)
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        place = np.arange(len(owner)) - np.repeat(lengths_to_offsets(lengths)[:-1], lengths)
+        out[owner, place] = self.item_index[self.offsets[:-1][owner] + place]
+        return out
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """Fitted models and the feature builder that feeds the ranker.
+
+    Attributes:
+        retriever: candidate sources with the collaborative and text models they use.
+        head: the relevance head.
+        ranker: None before it is fitted; then only candidates and matrices can be had.
+        features: column definitions.
+        known_users: (users,) who was in the collaborative training data.
+        category: (items,) category codes, for the cold-start ladder.
+    """
+
+    retriever: Retriever
+    head: RelevanceHead
+    ranker: Ranker | None
+    features: FeatureBuilder
+    known_users: Bool
+    category: Int32
+
+    @property
+    def pairs(self) -> Pairs:
+        """The pairwise scores that features aggregate over a history."""
+        return {
+            "text": DensePairs(self.retriever.embeddings),
+            "als": self.retriever.collaborative.pairs,
+            "item_item": self.retriever.collaborative.item_item,
+            "transition": self.retriever.transitions,
+        }
+
+    def with_ranker(self, ranker: Ranker) -> Recommender:
+        """The same models with this ranker."""
+        return replace(self, ranker=ranker)
+
+    def head_scores(self, requests: Requests, reading: Reading) -> Float32:
+        """(rows,) click probability of every candidate row."""
+        return self.head.score(requests, reading.history, self.retriever.embeddings)
+
+    def als_scores(self, requests: Requests, history: HistoryBatch) -> Float32:
+        """(rows,) folded-in user vector times item factors; NaN where either is unknown."""
+        factors = self.retriever.collaborative.factors
+        users = self.retriever.collaborative.fold_in(history, self.retriever.weights)
+        owner, item = requests.request_of_row(), np.maximum(requests.item_index, 0)
+        scores = np.einsum("ij,ij->i", users[owner], factors[item], optimize=False)
+        known = users.any(axis=1)[owner] & factors.any(axis=1)[item] & (requests.item_index >= 0)
+        return np.where(known, scores, np.nan).astype(np.float32)
+
+    def matrix(self, requests: Requests, state: State, *, pairs: Pairs | None = None) -> Float32:
+        """Feature matrix (rows, features) of the requests' candidates."""
+        reading = state.read(requests)
+        scores = {
+            "head": self.head_scores(requests, reading),
+            "als_user": self.als_scores(requests, reading.history),
+        }
+        return self.features.build(requests, reading, pairs or self.pairs, scores, self.retriever.weights)
+
+    def matrix_in_blocks(self, requests: Requests, state: State, progress: Progress | None = None) -> Float32:
+        """`matrix` over any number of requests, built block by block into one array."""
+        out = np.empty((requests.rows, len(self.features.names)), np.float32)
+        pairs = self.pairs
+        for chosen in blocks(requests.offsets):
+            rows = slice(requests.offsets[chosen[0]], requests.offsets[chosen[-1] + 1])
+            out[rows] = self.matrix(requests.take(chosen), state, pairs=pairs)
+            if progress:
+                progress(int(chosen[-1]) + 1, len(requests))
+        return out
+
+    def score(self, requests: Requests, state: State, *, threads: int = 1) -> Float64:
+        """(rows,) ranking score of every candidate row, comparable within a request."""
+        if self.ranker is None:
+            raise ValueError("the recommender has no ranker yet: fit one and use with_ranker")
+        out = np.empty(requests.rows)
+        pairs = self.pairs
+        for chosen in blocks(requests.offsets):
+            rows = slice(requests.offsets[chosen[0]], requests.offsets[chosen[-1] + 1])
+            matrix = self.matrix(requests.take(chosen), state, pairs=pairs)
+            out[rows] = self.ranker.score(matrix, self.features.schema_hash, threads=threads)
+        return out
+
+    def candidates(self, requests: Requests, state: State, seen: Seen) -> Requests:
+        """The requests with candidates from every source; their own candidates are replaced."""
+        return self.retriever.retrieve(requests, state.read(requests).history, seen)
+
+    def recommend(self, requests: Requests, state: State, k: int, *, threads: int = 1) -> Ranked:
+        """Score the requests' candidates and keep the best k of each, ties by item number."""
+        scores = self.score(requests, state, threads=threads)
+        history = state.read(requests).history
+        return top_ranked(requests, scores, k, self.rungs(requests, history))
+
+    def rungs(self, requests: Requests, history: HistoryBatch) -> NDArray[np.int8]:
+        """(requests,) cold-start rung of each request."""
+        return rungs(
+            requests.user_index,
+            history,
+            self.known_users,
+            self.retriever.collaborative.factors,
+            self.retriever.embeddings,
+            self.category,
+        )
+
+
+def top_ranked(requests: Requests, scores: Float64, k: int, rung: NDArray[np.int8]) -> Ranked:
+    """The best k candidates of each request by score, ties by item number; NaN scores come last."""
+    owner = requests.request_of_row()
+    order = np.lexsort((requests.item_index, -np.nan_to_num(scores, nan=-np.inf), owner))
+    place = np.arange(len(owner)) - requests.offsets[owner]
+    chosen = order[place < k]
+    counts = np.minimum(np.diff(requests.offsets), k)
+    return Ranked(
+        lengths_to_offsets(counts), requests.item_index[chosen], scores[chosen], requests.source[chosen], rung
+    )
+
+
+def blocks(offsets: Int64, rows: int = 65_536) -> Iterator[Int64]:
+    """Consecutive request numbers in runs of at most `rows` candidate rows, at least one request each."""
+    first, count = 0, len(offsets) - 1
+    while first < count:
+        stop = int(np.searchsorted(offsets, offsets[first] + rows, side="right")) - 1
+        stop = min(max(stop, first + 1), count)
+        yield np.arange(first, stop, dtype=np.int64)
+        first = stop
+
+
+def request_blocks(count: int, size: int = 512) -> Iterator[Int64]:
+    """Consecutive request numbers, `size` at a time, for requests that have no candidates yet."""
+    for first in range(0, count, size):
+        yield np.arange(first, min(first + size, count), dtype=np.int64)
