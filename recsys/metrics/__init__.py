@@ -4,8 +4,21 @@ Nothing here knows a model, a split or a file. A unit (user, slate) whose metric
 and leaving it out of a mean, and counting it, is the caller's business (`mean_interval` leaves it out).
 """
 
+from recsys.metrics.beyond import coverage, novelty
+from recsys.metrics.calibration import Reliability, expected_calibration_error, reliability
 from recsys.metrics.intervals import Interval, mean_interval, paired_interval
 from recsys.metrics.slate import slate_metrics
 from recsys.metrics.topk import topk_metrics
 
-__all__ = ["Interval", "mean_interval", "paired_interval", "slate_metrics", "topk_metrics"]
+__all__ = [
+    "Interval",
+    "Reliability",
+    "coverage",
+    "expected_calibration_error",
+    "mean_interval",
+    "novelty",
+    "paired_interval",
+    "reliability",
+    "slate_metrics",
+    "topk_metrics",
+]
