@@ -1,0 +1,169 @@
+"""From requests, their reading and the models' scores to the feature matrix, columns in schema order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from features.catalogue import DEFAULT_FEATURES
+from features.declaration import (
+    AGGREGATES,
+    TRANSFORMS,
+    Declaration,
+    HistorySimilarity,
+    InSlate,
+    RequestFact,
+    RequestScore,
+    SourceFlag,
+    from_record,
+    to_record,
+)
+from features.derive import Program
+from features.keys import writable
+from features.plan import StatePlan
+from features.reading import Reading
+from features.schema import FeatureField, FeatureSchema
+from features.similarity import count_repeats, history_similarity
+from features.slate import compare_in_slate
+from recsys.events import Float32, Int64
+from recsys.pairs import DensePairs, SparsePairs
+from recsys.requests import SOURCES, Requests
+
+PairScores = Mapping[str, DensePairs | SparsePairs]
+
+HISTORY_LIMIT = 50
+
+
+class Features:
+    """A list of declarations made computable: its schema, the states it needs, and the matrix.
+
+    Attributes:
+        schema: names, order and parameters of the columns.
+        plan: the states that `Replay` and `LiveState` must read.
+    """
+
+    def __init__(
+        self,
+        declarations: Sequence[Declaration] = DEFAULT_FEATURES,
+        *,
+        history_limit: int = HISTORY_LIMIT,
+        history_delay_s: float = 0.0,
+    ) -> None:
+        """Take declarations in column order, and how many events, how old at least, a history holds.
+
+        Raises:
+            ValueError: two columns share a name, or an `InSlate` names no earlier column.
+        """
+        self.declarations = tuple(declarations)
+        self.history_limit = history_limit
+        self.history_delay_s = history_delay_s
+        columns = [column for declaration in self.declarations for column in declaration.columns()]
+        self.schema = self._schema()
+        self._place = {column.name: place for place, column in enumerate(columns)}
+        if len(self._place) < len(columns):
+            raise ValueError("two feature columns share a name")
+        formulas = [column.formula for column in columns if column.formula is not None]
+        self.plan = StatePlan(state for formula in formulas for state in formula.inputs)
+        self._program = Program.of(columns, self.plan)
+        self._comparisons = self._comparison_program()
+
+    def build(
+        self,
+        requests: Requests,
+        reading: Reading,
+        pairs: PairScores,
+        scores: Mapping[str, Float32],
+        event_weights: Float32,
+    ) -> Float32:
+        """(rows, features) float32 matrix, columns in schema order.
+
+        Args:
+            requests: who asks for what.
+            reading: from `Replay.read` or `LiveState.read` of the same requests.
+            pairs: item-to-item scores by name (`text`, `als`, `item_item`, `transition`).
+            scores: (rows,) scores by `RequestScore` name. Absent pairs and scores give NaN columns.
+            event_weights: (types,) weight by type_index in the history.
+        """
+        matrix = np.full((requests.rows, len(self.schema)), np.nan, np.float32)
+        self._program.run(reading.counters, matrix)
+        for declaration in self.declarations:
+            if isinstance(declaration, HistorySimilarity) and declaration.pairs in pairs:
+                found = history_similarity(
+                    declaration, pairs[declaration.pairs], requests, reading.history, event_weights
+                )
+                chosen = [AGGREGATES.index(aggregate) for aggregate in declaration.aggregates]
+                first = self._place[declaration.columns()[0].name]
+                matrix[:, first : first + len(chosen)] = found[:, chosen]
+            elif isinstance(declaration, RequestScore) and declaration.name in scores:
+                matrix[:, self._place[declaration.name]] = scores[declaration.name]
+            elif isinstance(declaration, RequestFact):
+                matrix[:, self._place[declaration.fact]] = _fact(declaration.fact, requests, reading)
+            elif isinstance(declaration, SourceFlag):
+                matrix[:, self._place[f"from_{declaration.source}"]] = _flag(declaration.source, requests)
+        compare_in_slate(requests.offsets, self._comparisons, matrix)
+        return matrix
+
+    def to_json(self) -> str:
+        """Declarations and history settings, from which `from_json` makes the same features."""
+        records = [to_record(declaration) for declaration in self.declarations]
+        settings = {"history_limit": self.history_limit, "history_delay_s": self.history_delay_s}
+        return json.dumps({**settings, "declarations": records})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Features:
+        """Inverse of `to_json`. Raises KeyError or TypeError for declarations that this version lacks."""
+        record = json.loads(text)
+        return cls(
+            [from_record(declaration) for declaration in record["declarations"]],
+            history_limit=record["history_limit"],
+            history_delay_s=record["history_delay_s"],
+        )
+
+    def _schema(self) -> FeatureSchema:
+        settings = {"history_limit": self.history_limit, "history_delay_s": self.history_delay_s}
+        fields = []
+        for declaration in self.declarations:
+            parameters = json.dumps({**to_record(declaration), **settings}, sort_keys=True)
+            fields += [
+                FeatureField(column.name, "float32", column.meaning, parameters)
+                for column in declaration.columns()
+            ]
+        return FeatureSchema(tuple(fields))
+
+    def _comparison_program(self) -> Int64:
+        """(lines, 4) source column and the columns of rank, ratio and z-score, -1 where not wanted."""
+        lines = []
+        for declaration in self.declarations:
+            if not isinstance(declaration, InSlate):
+                continue
+            names = [f"{declaration.of}_{transform}" for transform in TRANSFORMS]
+            wanted = [name.removeprefix(f"{declaration.of}_") in declaration.transforms for name in names]
+            places = [self._place[name] if want else -1 for name, want in zip(names, wanted, strict=True)]
+            source = self._place.get(declaration.of, len(self._place))
+            if source > max(places):
+                raise ValueError(f"in-slate feature of `{declaration.of}`, which is no earlier column")
+            lines.append([source, *places])
+        return np.array(lines, np.int64).reshape(-1, 1 + len(TRANSFORMS))
+
+
+def _fact(fact: str, requests: Requests, reading: Reading) -> Float32:
+    """(rows,) a plain count, see `RequestFact`."""
+    if fact == "sources":
+        bits = sum(((requests.source >> bit) & 1) for bit in range(len(SOURCES)))
+        return np.where(requests.source > 0, bits, np.nan).astype(np.float32)
+    if fact == "repeats":
+        counts = np.empty(requests.rows, np.float32)
+        history = reading.history
+        candidates = (requests.offsets, writable(requests.item_index))
+        count_repeats(candidates, history.offsets, history.item_index, counts)
+        return counts
+    lengths = np.diff(requests.offsets)
+    values = np.diff(reading.history.offsets) if fact == "history_length" else lengths
+    return np.repeat(values, lengths).astype(np.float32)
+
+
+def _flag(source: str, requests: Requests) -> Float32:
+    bit = (requests.source >> SOURCES.index(source)) & 1
+    return np.where(requests.source > 0, bit, np.nan).astype(np.float32)

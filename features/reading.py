@@ -1,0 +1,60 @@
+"""What was read for a batch of requests, by replay or from the live state: histories and states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from features.keys import ItemTable
+from features.plan import DAY_S, StatePlan
+from recsys.events import Float32, Int32, Int64, concatenated_ranges
+from recsys.requests import HistoryBatch, Requests
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The past of r requests with `rows` candidates.
+
+    Attributes:
+        history: each user's last events, oldest first.
+        counters: (rows, states) float32, columns in the order of `StatePlan.states`.
+    """
+
+    history: HistoryBatch
+    counters: Float32
+
+    def take(self, requests: Requests, numbers: Int64) -> Reading:
+        """The readings of these numbers of `requests`, in the given order."""
+        rows = concatenated_ranges(requests.offsets[numbers], requests.offsets[numbers + 1])
+        return Reading(self.history.take(numbers), self.counters[rows])
+
+
+def fill_catalogue(
+    plan: StatePlan, items: ItemTable, requests: Requests, history: HistoryBatch, counters: Float32
+) -> None:
+    """Write the states that no stream updates: the item's age, and the categories in the history."""
+    for state, column in plan.column.items():
+        if state.mark == "created":
+            moment = np.repeat(requests.timestamp, np.diff(requests.offsets))
+            age = moment - items.created(requests.item_index)
+            counters[:, column] = np.maximum(age, 0.0) / DAY_S
+        elif state.mark == "categories":
+            distinct = distinct_codes(history.offsets, history.item_index, items.category)
+            counters[:, column] = np.repeat(distinct, np.diff(requests.offsets))
+
+
+@njit(cache=True, nogil=True)
+def distinct_codes(offsets: Int64, item_index: Int32, codes: Int32) -> Int64:
+    """(r,) how many different codes stand in each range; missing codes (-1) do not count."""
+    distinct = np.zeros(len(offsets) - 1, np.int64)
+    seen = np.full(codes.max() + 1 if len(codes) else 0, -1, np.int64)
+    for request in range(len(distinct)):
+        for row in range(offsets[request], offsets[request + 1]):
+            item = item_index[row]
+            code = codes[item] if 0 <= item < len(codes) else -1
+            if code >= 0 and seen[code] != request:
+                seen[code] = request
+                distinct[request] += 1
+    return distinct
