@@ -1,0 +1,372 @@
+"""The relevance head: how likely a click is, from a user's history and the text of a candidate.
+
+This module holds the learned arrays and scores with them; it never sees torch. `relevance_training` fits
+them, and a test holds the two forward passes equal.
+
+For candidate c and history events h, with unit text vectors e and their learned projections u and v:
+
+    similarity   s_h = e_c · e_h
+    attention    a = softmax over the events and one null slot of
+                     scale · s_h + interaction · (u_c · v_h) / d + age + place + event type
+    pooled       p = Σ a_h v_h + a_null v_null
+    logit        dense · [Σ a_h s_h, mean s, max s, last s, log(1 + events)]
+                 + bilinear · (u_c * p) + prior · u_c + MLP(u_c, p, u_c * p) + bias
+
+The target attention is that of DIN (Zhou et al. 2018), with the plain text similarity left in: an
+untrained head ranks by it, so on a tiny log it is no worse than text neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from recsys.calibration import Calibration
+from recsys.errors import RecsysError
+from recsys.events import Float32, Int32, Int64, lengths_to_offsets
+from recsys.relevance_kernel import KernelItems, KernelLog, KernelWeights, score_requests
+from recsys.requests import HistoryBatch, Requests
+
+AGE_SLOTS = 16
+"""Slot b holds events of 2^b - 1 to 2^(b + 1) - 1 hours ago; the last one everything older (3.7 years)."""
+PLACE_SLOTS = 7
+"""Slot b holds the events that are 2^b to 2^(b + 1) - 1 places from the end of the history."""
+SIMILARITY_UNIT = 0.2
+"""Text similarities are divided by this, about their spread, before they meet a weight."""
+DENSE = ("attended", "mean", "max", "last", "log_events")
+
+_WEIGHTS_FILE = "head.safetensors"
+_CONFIG_FILE = "head.json"
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Shape and training of the relevance head.
+
+    Attributes:
+        embedding_dim: width of the projections.
+        hidden_dim: width of the hidden layer.
+        history_limit: how many of the newest history events count.
+        epochs: most passes over the training requests.
+        batch_size: requests in a step.
+        learning_rate: of AdamW.
+        regularization: AdamW's weight decay, on the matrices.
+        dropout: on the pooled history and the hidden layer, while training.
+        patience: epochs without a better held-out loss before stopping.
+        holdout: newest share of the requests, for early stopping and calibration.
+        seed: of weights, order and dropout.
+    """
+
+    embedding_dim: int = 64
+    hidden_dim: int = 16
+    history_limit: int = 30
+    epochs: int = 6
+    batch_size: int = 256
+    learning_rate: float = 3e-3
+    regularization: float = 1e-2
+    dropout: float = 0.1
+    patience: int = 2
+    holdout: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """The learned arrays, all float32; d is `embedding_dim`, h `hidden_dim`, D the text dimension.
+
+    Attributes:
+        candidate: (D, d) projection of a candidate.
+        history: (D, d) projection of a history event.
+        attention: (3,) weights of similarity and of interaction, logit of the null slot.
+        age: (AGE_SLOTS,) added to the attention logit.
+        place: (PLACE_SLOTS,) likewise.
+        event_type: (types,) likewise; an unknown type adds 0.
+        null: (d,) pooled value of the null slot.
+        dense: (5,) weights of `DENSE`.
+        bilinear: (d,).
+        prior: (d,).
+        hidden_candidate: (d, h) first layer, candidate part.
+        hidden_pooled: (d, h) first layer, pooled history part.
+        hidden_product: (d, h) first layer, product part.
+        hidden_bias: (h,).
+        output: (h,).
+        bias: (1,).
+    """
+
+    candidate: Float32
+    history: Float32
+    attention: Float32
+    age: Float32
+    place: Float32
+    event_type: Float32
+    null: Float32
+    dense: Float32
+    bilinear: Float32
+    prior: Float32
+    hidden_candidate: Float32
+    hidden_pooled: Float32
+    hidden_product: Float32
+    hidden_bias: Float32
+    output: Float32
+    bias: Float32
+
+    @classmethod
+    def initial(cls, embeddings: Float32, type_weights: Float32, config: HeadConfig) -> HeadWeights:
+        """Weights that rank by text similarity: principal axes to project on, no learned correction.
+
+        Args:
+            embeddings: (items, D), to find the axes in.
+            type_weights: (types,) preference weights, taken over as attention weights.
+            config: shapes and seed.
+        """
+        rng = np.random.default_rng(config.seed)
+        axes = _principal_axes(embeddings, config.embedding_dim)
+        d, h = config.embedding_dim, config.hidden_dim
+        parts = rng.normal(0.0, (1.0 / d) ** 0.5, (3, d, h)).astype(np.float32)
+        zeros = np.zeros(max(d, h), np.float32)
+        return cls(
+            candidate=axes,
+            history=axes.copy(),
+            attention=np.array([1.0, 0.0, 0.0], np.float32),
+            age=np.zeros(AGE_SLOTS, np.float32),
+            place=np.zeros(PLACE_SLOTS, np.float32),
+            event_type=np.log(np.maximum(np.asarray(type_weights, np.float32), 0.05)),
+            null=zeros[:d].copy(),
+            dense=np.array([0.5, 0.5, 0.0, 0.0, 0.0], np.float32),
+            bilinear=zeros[:d].copy(),
+            prior=zeros[:d].copy(),
+            hidden_candidate=parts[0],
+            hidden_pooled=parts[1],
+            hidden_product=parts[2],
+            hidden_bias=zeros[:h].copy(),
+            output=zeros[:h].copy(),
+            bias=np.array([-3.0], np.float32),
+        )
+
+    def arrays(self) -> dict[str, Float32]:
+        """The arrays by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class ProjectedItems:
+    """Everything of an item that scoring needs, computed once an item table; row -1 is an unknown item.
+
+    Shapes: `vectors` (items, D) as given; `candidate` and `history` (items + 1, d), `hidden`
+    (items + 1, h) and `prior` (items + 1,), whose last rows belong to a text of zeros.
+    """
+
+    vectors: Float32
+    candidate: Float32
+    history: Float32
+    hidden: Float32
+    prior: Float32
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+@dataclass(frozen=True)
+class HistorySlots:
+    """The newest events of each history with their bias slots: what attention knows beside the text.
+
+    Shapes: `offsets` (requests + 1,); `item_index`, `age`, `place`, `event_type` (events,). `event_type` is
+    `types` where the head does not know the event type.
+    """
+
+    offsets: Int64
+    item_index: Int32
+    age: Int32
+    place: Int32
+    event_type: Int32
+
+    @classmethod
+    def of(cls, history: HistoryBatch, limit: int, types: int) -> HistorySlots:
+        """The last `limit` events of each request in slots; `types` is how many types have a bias."""
+        lengths = np.diff(history.offsets)
+        from_end = np.repeat(history.offsets[1:], lengths) - np.arange(len(history.item_index))
+        kept = from_end <= limit
+        hours = np.maximum(history.age_s[kept], 0.0) / 3600.0
+        kind = history.type_index[kept]
+        return cls(
+            lengths_to_offsets(np.minimum(lengths, limit)),
+            history.item_index[kept].astype(np.int32),
+            np.minimum(np.log2(hours + 1.0), AGE_SLOTS - 1).astype(np.int32),
+            np.minimum(np.log2(from_end[kept]), PLACE_SLOTS - 1).astype(np.int32),
+            np.where((kind >= 0) & (kind < types), kind, types).astype(np.int32),
+        )
+
+
+class RelevanceHead:
+    """Scores (request, candidate) rows with learned arrays; safe to share between threads."""
+
+    def __init__(self, config: HeadConfig, weights: HeadWeights, calibration: Calibration) -> None:
+        """Hold the arrays; nothing is learned or changed afterwards."""
+        self.config = config
+        self.weights = weights
+        self.calibration = calibration
+
+    @classmethod
+    def untrained(
+        cls, embeddings: Float32, type_weights: Float32, config: HeadConfig | None = None
+    ) -> RelevanceHead:
+        """A head that ranks by text similarity to the history; for (items, D) embeddings."""
+        config = config or HeadConfig()
+        return cls(config, HeadWeights.initial(embeddings, type_weights, config), Calibration.identity())
+
+    def project(self, embeddings: Float32) -> ProjectedItems:
+        """Prepare an item table, shape (items, D), rows unit or zero; do it once and keep the result.
+
+        Raises RecsysError where the width is not the one that the head was fitted on, or on NaN.
+        """
+        weights = self.weights
+        if embeddings.ndim != 2 or embeddings.shape[1] != len(weights.candidate):
+            wanted = f"(items, {len(weights.candidate)})"
+            raise RecsysError("embeddings_shape", f"the relevance head needs embeddings of shape {wanted}")
+        vectors = np.ascontiguousarray(embeddings, np.float32)
+        candidate = _with_zero_row(vectors @ weights.candidate)
+        if not np.isfinite(candidate).all():
+            raise RecsysError("embeddings_not_finite", "item embeddings hold NaN or infinity")
+        return ProjectedItems(
+            vectors,
+            candidate,
+            _with_zero_row(vectors @ weights.history),
+            candidate @ weights.hidden_candidate + weights.hidden_bias,
+            candidate @ weights.prior + weights.bias,
+        )
+
+    def score(
+        self, requests: Requests, history: HistoryBatch, items: ProjectedItems, *, threads: int = 1
+    ) -> Float32:
+        """Calibrated click probabilities, shape (rows,), in the order of the candidate rows.
+
+        `history` holds one range a request. A row's score depends on its request's history and its own
+        item alone: not on the other candidates, nor on what else is in the batch. An empty history and
+        an unknown item (-1) are fine. `threads` changes the speed, never the result.
+        """
+        return self.calibration.probability(self.logits(requests, history, items, threads=threads))
+
+    def logits(
+        self, requests: Requests, history: HistoryBatch, items: ProjectedItems, *, threads: int = 1
+    ) -> Float32:
+        """Uncalibrated log-odds, shape (rows,)."""
+        _check_rows(requests, history, items)
+        slots = HistorySlots.of(history, self.config.history_limit, len(self.weights.event_type))
+        log = KernelLog(
+            requests.offsets,
+            requests.item_index,
+            slots.offsets,
+            slots.item_index,
+            self._event_bias(slots),
+        )
+        weights = _parameters(self.weights)
+        tables = KernelItems(items.vectors, items.candidate, items.history, items.hidden, items.prior)
+        out = np.empty(requests.rows, np.float32)
+        bounds = _even_parts(requests.offsets, threads)
+        if len(bounds) == 2:
+            score_requests(0, len(requests), log, tables, weights, out)
+            return out
+        with ThreadPoolExecutor(threads) as pool:
+            parts = [
+                pool.submit(score_requests, first, last, log, tables, weights, out)
+                for first, last in pairwise(bounds)
+            ]
+            for part in parts:
+                part.result()
+        return out
+
+    def _event_bias(self, slots: HistorySlots) -> Float32:
+        """(events,) what recency and event type add to the attention logit."""
+        kinds = np.append(self.weights.event_type, np.float32(0.0))
+        return self.weights.age[slots.age] + self.weights.place[slots.place] + kinds[slots.event_type]
+
+    def calibrated(self, calibration: Calibration) -> RelevanceHead:
+        """The same head with another map from logit to probability."""
+        return RelevanceHead(self.config, self.weights, calibration)
+
+    def to_files(self) -> dict[str, bytes]:
+        """`head.safetensors` (weights and calibration) and `head.json` (config)."""
+        arrays: dict[str, np.ndarray] = dict(self.weights.arrays())
+        arrays |= {f"calibration.{name}": array for name, array in self.calibration.to_arrays().items()}
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        config = json.dumps(asdict(self.config), indent=2, sort_keys=True) + "\n"
+        return {_WEIGHTS_FILE: save_safetensors(contiguous), _CONFIG_FILE: config.encode()}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> RelevanceHead:
+        """Read `to_files` back; raises RecsysError for a damaged, incomplete or non-finite head."""
+        try:
+            config = HeadConfig(**json.loads(files[_CONFIG_FILE]))
+            arrays = load_safetensors(files[_WEIGHTS_FILE])
+            weights = HeadWeights(**{field.name: arrays[field.name] for field in fields(HeadWeights)})
+            prefix = "calibration."
+            curve = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+            calibration = Calibration.from_arrays(curve)
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise RecsysError("head_invalid", f"the relevance head cannot be read: {error!r}") from error
+        _check_weights(weights, config)
+        return cls(config, weights, calibration)
+
+
+def _principal_axes(embeddings: Float32, dim: int) -> Float32:
+    """(D, dim) leading principal axes, scaled so that u · v / dim is about the text similarity.
+
+    Signs are fixed, so the same table gives the same axes. An empty table gives unit axes.
+    """
+    sample = embeddings[:: max(1, len(embeddings) // 50_000)].astype(np.float64)
+    values, vectors = np.linalg.eigh(sample.T @ sample / max(1, len(sample)) + 1e-9 * np.eye(sample.shape[1]))
+    axes = vectors[:, ::-1][:, :dim]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
+    scale = (dim / values[::-1][:dim].sum()) ** 0.5 if len(sample) else 1.0
+    padded = np.zeros((sample.shape[1], dim), np.float32)
+    padded[:, : axes.shape[1]] = axes * scale
+    return padded
+
+
+def _with_zero_row(rows: Float32) -> Float32:
+    return np.concatenate([rows, np.zeros((1, rows.shape[1]), np.float32)])
+
+
+def _check_rows(requests: Requests, history: HistoryBatch, items: ProjectedItems) -> None:
+    if len(history) != len(requests):
+        raise ValueError(f"{len(history)} histories for {len(requests)} requests")
+    for name, index in (("candidate", requests.item_index), ("history", history.item_index)):
+        if len(index) and (index.max() >= len(items) or index.min() < -1):
+            raise ValueError(f"{name} item_index outside -1..{len(items) - 1}")
+
+
+def _check_weights(weights: HeadWeights, config: HeadConfig) -> None:
+    d, h, text = config.embedding_dim, config.hidden_dim, len(weights.candidate)
+    shapes: dict[str, tuple[int, ...]] = {
+        "candidate": (text, d), "history": (text, d), "attention": (3,), "age": (AGE_SLOTS,),
+        "place": (PLACE_SLOTS,), "event_type": (len(weights.event_type),), "null": (d,),
+        "dense": (len(DENSE),), "bilinear": (d,), "prior": (d,), "hidden_bias": (h,), "output": (h,),
+        "hidden_candidate": (d, h), "hidden_pooled": (d, h), "hidden_product": (d, h), "bias": (1,),
+    }  # fmt: skip
+    for name, array in weights.arrays().items():
+        if array.shape != shapes[name] or array.dtype != np.float32 or not np.isfinite(array).all():
+            raise RecsysError("head_invalid", f"array {name} must be finite float32 of shape {shapes[name]}")
+
+
+def _even_parts(offsets: Int64, parts: int) -> list[int]:
+    """Request numbers that cut the requests into at most `parts` runs of about equal rows."""
+    if parts <= 1 or len(offsets) <= 2:
+        return [0, len(offsets) - 1]
+    cuts = np.searchsorted(offsets, offsets[-1] * np.arange(1, parts) / parts)
+    return sorted({0, *cuts.tolist(), len(offsets) - 1})
+
+
+def _parameters(weights: HeadWeights) -> KernelWeights:
+    """The weights as the kernel wants them: constants folded in, contiguous."""
+    scale = np.array([1 / SIMILARITY_UNIT, 1 / len(weights.null), 1.0], np.float32)
+    units = np.array([1 / SIMILARITY_UNIT] * 4 + [1.0], np.float32)
+    folded = replace(weights, attention=weights.attention * scale, dense=weights.dense * units)
+    return KernelWeights(*(np.ascontiguousarray(getattr(folded, name)) for name in KernelWeights._fields))
