@@ -1,4 +1,4 @@
-"""Cells of a text table (CSV) as typed columns.
+"""Text tables (CSV): their cells as text, and those cells as typed columns.
 
 A cell that cannot be read never raises: it becomes a value that a row rule refuses (NaN for a number or
 a moment, a list with a NUL for a list), so that the row ends in the quarantine with a reason.
@@ -6,17 +6,66 @@ a moment, a list with a NUL for a list), so that the row ends in the quarantine 
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import polars as pl
 
-from recsys.schema import LAYOUT, Kind
+from recsys.schema import LAYOUT, Kind, refused
 
 UNREADABLE = "\0"
 FLAGS = {"true": True, "false": False}
 ZONED = "%Y-%m-%d %H:%M:%S%.f%:z"
 UNZONED = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
+
+
+def read_csv(path: Path, separator: str = ",") -> pl.DataFrame:
+    """A UTF-8 CSV file with a header line as String columns; empty cells are null.
+
+    A row with another number of cells than the header, or with bytes that are not UTF-8, is marked with
+    NULs, which the row rules refuse.
+
+    Raises:
+        RecsysError: `input_invalid` (exit 65) for a file that is not CSV throughout.
+    """
+    try:
+        content = marked_text(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        if not content.strip():
+            raise refused("the CSV file is empty", str(path))
+        frame = _fast(content, separator)
+        return _thorough(content, separator) if frame is None else frame
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, csv.Error) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise refused(f"cannot read the CSV file: {reason[:300]}", str(path)) from error
+
+
+def _fast(content: str, separator: str) -> pl.DataFrame | None:
+    """Read by Polars; None where some row may be too short or too long."""
+    try:
+        frame = pl.read_csv(io.BytesIO(content.encode()), infer_schema=False, separator=separator)
+    except pl.exceptions.ComputeError:
+        return None
+    return None if frame[:, -1].null_count() else frame
+
+
+def _thorough(content: str, separator: str) -> pl.DataFrame:
+    """Read row by row; rows of another length than the header get a NUL in every cell."""
+    rows = csv.reader(io.StringIO(content, newline=""), delimiter=separator)
+    header = next(rows)
+    if len(set(header)) < len(header):
+        raise ValueError("a column name appears more than once")
+    columns: list[list[str | None]] = [[] for _ in header]
+    for row in rows:
+        if row:
+            whole = len(row) == len(header)
+            cells = row if whole else [*(cell + UNREADABLE for cell in row), *[UNREADABLE] * len(header)]
+            for column, cell in zip(columns, cells, strict=False):
+                column.append(cell or None)
+    return pl.DataFrame(dict(zip(header, columns, strict=True)), dict.fromkeys(header, pl.String))
 
 
 def parse_cells(frame: pl.DataFrame, table: str) -> pl.DataFrame:
@@ -96,10 +145,19 @@ def _text(value: object) -> str | None:
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if text.isascii() or _encodable(text) else UNREADABLE
+    return text if text.isascii() or encodable(text) else UNREADABLE
 
 
-def _encodable(text: str) -> bool:
+def marked_text(data: bytes, encoding: str = "utf-8") -> str:
+    """The bytes as text; what is not in the encoding becomes U+FFFD and a NUL, which the rules refuse."""
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return data.decode(encoding, errors="replace").replace("\ufffd", "\ufffd" + UNREADABLE)
+
+
+def encodable(text: str) -> bool:
+    """Whether the text has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

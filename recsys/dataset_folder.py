@@ -5,18 +5,18 @@ A folder holds `items` and `events`, optionally `impressions` and `users`, each 
 
 from __future__ import annotations
 
-import codecs
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
 
+from recsys.cells import read_csv
+from recsys.check_report import CheckReport
 from recsys.dataset import Dataset
 from recsys.errors import EXIT_NO_INPUT, RecsysError
 from recsys.events import DEFAULT_ROLES, EventRole
 from recsys.parquet import read_parquet, write_parquet
-from recsys.quarantine import Checked, CheckOptions, CheckReport, Table, check
+from recsys.quarantine import Checked, CheckOptions, Table, check
 from recsys.schema import (
     EVENTS,
     IMPRESSIONS,
@@ -113,31 +113,6 @@ def read_table(path: Path, columns: tuple[str, ...] | None = None) -> Table:
     return Table(frame.select(wanted), str(path), text=True)
 
 
-def read_csv(path: Path, separator: str = ",") -> pl.DataFrame:
-    """A UTF-8 CSV file with a header line as String columns; empty cells are null.
-
-    Raises:
-        RecsysError: `input_invalid` (exit 65) for a file that is not CSV throughout.
-    """
-    try:
-        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-        if not content.strip():
-            raise refused("the CSV file is empty", str(path))
-        return pl.read_csv(io.BytesIO(_marked(content)), infer_schema=False, separator=separator)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise refused(f"cannot read the CSV file: {reason[:300]}", str(path)) from error
-
-
-def _marked(content: bytes) -> bytes:
-    """The same text; bytes that are not UTF-8 get a NUL, which the row rules refuse."""
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return content.decode(errors="replace").replace("\ufffd", "\ufffd\0").encode()
-    return content
-
-
 def _find(folder: Path, name: str) -> Path | None:
     found = [path for path in (folder / f"{name}.parquet", folder / f"{name}.csv") if path.exists()]
     if len(found) > 1:
@@ -172,11 +147,10 @@ def write_dataset(
 
 def dated(frame: pl.DataFrame, table: str) -> pl.DataFrame:
     """The same frame with its moments as Datetime UTC; one out of range becomes null."""
-    conform(frame.clear(), table, table)
+    typed = conform(frame, table, table)
     moments = [name for name, kind in LAYOUT[table].items() if kind is Kind.TIME and name in frame.columns]
-    seconds = conform(frame.select(moments), table, table) if moments else frame
     return frame.with_columns(
-        (seconds[name] * 1e6).round().cast(pl.Int64, strict=False).cast(pl.Datetime("us", "UTC"))
+        (typed[name] * 1e6).round().cast(pl.Int64, strict=False).cast(pl.Datetime("us", "UTC"))
         for name in moments
     )
 

@@ -14,13 +14,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.cells import marked_text
 from recsys.schema import refused
 from recsys.storage import storage_error, sync_folder
 
 MAX_TABLE_BYTES = 16 * 2**30
 BATCH_ROWS = 65_536
-DAMAGED = "\0"
-"""Appended to a value that was not UTF-8; the row rules refuse it."""
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -122,15 +121,8 @@ def _repaired(column: pa.Array) -> pa.Array:
     raw = column.cast(pa.large_binary())
     raw.validate(full=True)
     return pa.array(
-        [None if value is None else _decoded(value) for value in raw.to_pylist()], pa.large_string()
+        [None if value is None else marked_text(value) for value in raw.to_pylist()], pa.large_string()
     )
-
-
-def _decoded(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode(errors="replace") + DAMAGED
 
 
 def _first_line(error: BaseException) -> str:
