@@ -1,0 +1,89 @@
+"""Names of model versions, and the gates it passes before it serves; no registry is called."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from recsys.errors import EXIT_USAGE, RecsysError
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+PREVIOUS = "previous"
+
+_URI = re.compile(
+    r"models:/(?P<name>[^/:@\s]{1,200})(?:@(?P<alias>[A-Za-z0-9_-]{1,100})|/(?P<number>[0-9]{1,9}))"
+)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered bundle.
+
+    Attributes:
+        name: registered name.
+        number: version number, counted from 1.
+        run_id: training run that made it.
+        tags: the contract (`bundle_digest`, `feature_schema`, `as_of`, `created_by`) and what training added.
+    """
+
+    name: str
+    number: int
+    run_id: str
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """The fixed name of this version, whatever the aliases do."""
+        return f"models:/{self.name}/{self.number}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bundle's manifest; "" for a version that we did not register."""
+        return self.tags.get("bundle_digest", "")
+
+    @property
+    def as_of(self) -> float:
+        """Epoch seconds, UTC, that it was trained up to; NaN for a version that we did not register."""
+        return float(self.tags.get("as_of", "nan"))
+
+
+def parse_model_uri(uri: str) -> tuple[str, str | int]:
+    """Split `models:/NAME@ALIAS` or `models:/NAME/NUMBER` into the name and the alias or number.
+
+    Raises:
+        RecsysError: `model_uri_invalid` (exit 64) for anything else.
+    """
+    match = _URI.fullmatch(uri)
+    if match is None:
+        expected = "expected models:/NAME@ALIAS or models:/NAME/NUMBER, got"
+        raise RecsysError("model_uri_invalid", expected, repr(uri[:200]), exit_code=EXIT_USAGE)
+    return match["name"], match["alias"] or int(match["number"])
+
+
+def check_gates(metrics: Mapping[str, float], gates: Mapping[str, float]) -> list[str]:
+    """The gates that `metrics` fail, each with its figures; empty where all pass.
+
+    Args:
+        metrics: figures of a version.
+        gates: limits by `<metric>_min` or `<metric>_max`; the limit itself passes. A metric that is missing
+            or NaN fails.
+
+    Raises:
+        ValueError: for a gate whose name ends otherwise.
+    """
+    failed = []
+    for gate, limit in sorted(gates.items()):
+        metric, _, side = gate.rpartition("_")
+        if side not in ("min", "max") or not metric:
+            raise ValueError(f"gate {gate!r} must be named <metric>_min or <metric>_max")
+        value = metrics.get(metric, math.nan)
+        passes = value >= limit if side == "min" else value <= limit
+        if not passes:
+            figure = "missing" if math.isnan(value) else f"{value:.6g}"
+            failed.append(
+                f"{metric} {figure}, {'at least' if side == 'min' else 'at most'} {limit:.6g} asked"
+            )
+    return failed
