@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from recsys.errors import RecsysError
 from recsys.events import (
     DEFAULT_ROLES,
     Bool,
@@ -24,6 +25,8 @@ from recsys.events import (
     Slates,
     lengths_to_offsets,
 )
+
+MOST_EVENT_TYPES = 127
 
 
 class Ids:
@@ -121,10 +124,21 @@ class Dataset:
         name: str = "dataset",
         roles: Mapping[str, EventRole] = DEFAULT_ROLES,
     ) -> Dataset:
-        """Build from checked frames. An event type without a role gets `EventRole()`."""
+        """Build from checked frames.
+
+        Type indices follow the order of `roles`, so two logs read with the same roles share them; types
+        without a role come after and get `EventRole()`.
+
+        Raises:
+            RecsysError: `too_many_event_types` beyond 127.
+        """
         catalogue = Catalogue.from_frame(items)
         user_ids = _all_users(events, impressions, users)
-        types = tuple(sorted(events["event_type"].unique().to_list()))
+        others = set(events["event_type"].unique().to_list()) - set(roles)
+        types = (*roles, *sorted(others))
+        if len(types) > MOST_EVENT_TYPES:
+            what = f"{len(types)} event types are more than {MOST_EVENT_TYPES}: map them to fewer"
+            raise RecsysError("too_many_event_types", what, name)
         log = _events(events, catalogue.ids, user_ids, types)
         slates = None
         if impressions is not None and impressions.height:

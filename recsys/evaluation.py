@@ -113,12 +113,14 @@ def evaluate_lists(
     counts = _training_counts(split.train)
     kinds = {"hot": counts > 0, "warm": (counts == 0) & _has_text(split.train)}
     kinds["cold"] = ~(kinds["hot"] | kinds["warm"])
-    values, extra, item_recall = {}, {}, {}
+    values: dict[str, PerUnit] = {}
+    extra: dict[str, dict[str, float]] = {}
+    item_recall: dict[str, PerUnit] = {}
     for model, ranked in lists.items():
         values[model] = topk_metrics(ranked, offsets, items, CUTOFFS)
         extra[model] = {
-            "coverage_at_10": coverage(ranked[:, :10], catalogue),
-            "novelty_at_10": novelty(ranked[:, :10], counts),
+            "coverage_at_10": coverage(ranked, catalogue, 10),
+            "novelty_at_10": novelty(ranked, counts, 10),
         }
         item_recall[model] = {
             kind: _recall_on(ranked, offsets, items, member) for kind, member in kinds.items()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys.cold_start import rungs
 from recsys.events import Bool, Float32, Float64, Int32, Int64, lengths_to_offsets
-from recsys.pairs import DensePairs, SparsePairs
+from recsys.pairs import DensePairs, SparsePairs, known_rows
 from recsys.ranking import Ranker
-from recsys.relevance import RelevanceHead
+from recsys.relevance import ProjectedItems, RelevanceHead
 from recsys.requests import HistoryBatch, Requests
 from recsys.retrieval import Retriever, Seen
 
@@ -40,26 +41,34 @@ class State(Protocol):
         """What these requests may know, each at its own moment."""
 
 
-class FeatureBuilder(Protocol):
-    """Turns readings and model scores into the ranker's matrix."""
+class Schema(Protocol):
+    """Names the matrix columns."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Column names in order."""
 
     @property
-    def schema_hash(self) -> str:
+    def digest(self) -> str:
         """Stable digest of names, order and declarations."""
+
+
+class FeatureBuilder(Protocol):
+    """Turns readings and model scores into the ranker's matrix."""
+
+    @property
+    def schema(self) -> Schema:
+        """The columns that `build` gives."""
 
     def build(
         self,
         requests: Requests,
-        reading: Reading,
+        reading: Any,
         pairs: Pairs,
         scores: Mapping[str, Float32],
         event_weights: Float32,
     ) -> Float32:
-        """Matrix (rows, features) in schema order."""
+        """Matrix (rows, features) in schema order; `reading` is what the matching `State` gave."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,11 @@ class Recommender:
 
     def head_scores(self, requests: Requests, reading: Reading) -> Float32:
         """(rows,) click probability of every candidate row."""
-        return self.head.score(requests, reading.history, self.retriever.embeddings)
+        return self.head.score(requests, reading.history, self._projected)
+
+    @cached_property
+    def _projected(self) -> ProjectedItems:
+        return self.head.project(self.retriever.embeddings)
 
     def als_scores(self, requests: Requests, history: HistoryBatch) -> Float32:
         """(rows,) folded-in user vector times item factors; NaN where either is unknown."""
@@ -129,7 +142,7 @@ class Recommender:
         users = self.retriever.collaborative.fold_in(history, self.retriever.weights)
         owner, item = requests.request_of_row(), np.maximum(requests.item_index, 0)
         scores = np.einsum("ij,ij->i", users[owner], factors[item], optimize=False)
-        known = users.any(axis=1)[owner] & factors.any(axis=1)[item] & (requests.item_index >= 0)
+        known = known_rows(users)[owner] & known_rows(factors)[item] & (requests.item_index >= 0)
         return np.where(known, scores, np.nan).astype(np.float32)
 
     def matrix(self, requests: Requests, state: State, *, pairs: Pairs | None = None) -> Float32:
@@ -143,7 +156,7 @@ class Recommender:
 
     def matrix_in_blocks(self, requests: Requests, state: State, progress: Progress | None = None) -> Float32:
         """`matrix` over any number of requests, built block by block into one array."""
-        out = np.empty((requests.rows, len(self.features.names)), np.float32)
+        out = np.empty((requests.rows, len(self.features.schema.names)), np.float32)
         pairs = self.pairs
         for chosen in blocks(requests.offsets):
             rows = slice(requests.offsets[chosen[0]], requests.offsets[chosen[-1] + 1])
@@ -161,7 +174,7 @@ class Recommender:
         for chosen in blocks(requests.offsets):
             rows = slice(requests.offsets[chosen[0]], requests.offsets[chosen[-1] + 1])
             matrix = self.matrix(requests.take(chosen), state, pairs=pairs)
-            out[rows] = self.ranker.score(matrix, self.features.schema_hash, threads=threads)
+            out[rows] = self.ranker.score(matrix, self.features.schema.digest, threads=threads)
         return out
 
     def candidates(self, requests: Requests, state: State, seen: Seen) -> Requests:

@@ -5,6 +5,7 @@ A training row, an evaluation slate, a nightly user and an online call are all r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,15 +120,12 @@ class Requests:
         )
 
     @classmethod
-    def concatenate(cls, first: Requests, second: Requests) -> Requests:
-        """All requests of `first`, then all of `second`."""
-        pairs = [
-            (getattr(first, name), getattr(second, name))
-            for name in ("user_index", "timestamp", "known", "item_index", "source", "label", "position")
-        ]
-        user, moment, known, item, source, label, position = (np.concatenate(p) for p in pairs)
-        offsets = np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]])
-        return cls(user, moment, known, offsets, item, source, label, position)
+    def concatenate(cls, parts: Sequence[Requests]) -> Requests:
+        """All requests of the first part, then all of the second, and so on; at least one part."""
+        names = ("user_index", "timestamp", "known", "item_index", "source", "label", "position")
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(offsets=lengths_to_offsets(lengths), **columns)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,194 @@
+"""Fitting, stacked out of time: models on an earlier window, the ranker on a later one, models again.
+
+The text embeddings come in finished; what is fitted here is everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from features.builder import Features
+from features.replay import Replay
+from pipelines.config import Config
+from recsys.collaborative import fit_collaborative
+from recsys.dataset import Dataset
+from recsys.events import Bool, Float32, Int64
+from recsys.popularity import fit_popularity
+from recsys.protocols import (
+    Protocol,
+    Split,
+    positives_of,
+    slates_from,
+    split,
+    split_at,
+    time_cut,
+    with_both_classes,
+    with_labels,
+)
+from recsys.ranking import RankerReport, fit_ranker
+from recsys.recommender import Recommender, State, request_blocks
+from recsys.relevance_examples import Examples, SamplingConfig, sampled_examples, slate_examples
+from recsys.relevance_training import HeadReport, fit_head
+from recsys.requests import HistoryBatch, Requests
+from recsys.retrieval import Retriever, seen_items
+from recsys.transitions import fit_transitions
+
+Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""Opens a named step of work and gives the function that reports its progress (done, total)."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A recommender ready to rank, with the reports of its head and its ranker."""
+
+    recommender: Recommender
+    head: HeadReport
+    ranker: RankerReport
+
+
+def fit(
+    train: Dataset,
+    visible: Dataset,
+    protocol: Protocol,
+    embeddings: Float32,
+    config: Config,
+    step: Step,
+    *,
+    seed: int = 0,
+) -> Fit:
+    """Fit everything that is learned from behaviour on `train`, for requests of `protocol`'s kind.
+
+    Args:
+        train: what may be fitted on.
+        visible: the log that popularity may read at the moment of each request.
+        protocol: how the requests will come: all at the end (`time`), each at its moment (`last`),
+            or as slates.
+        embeddings: (items, dim) item text embeddings.
+        config: hyper-parameters.
+        step: progress.
+        seed: of every random choice.
+    """
+    features = Features(history_limit=config.scoring.history_limit)
+    inner = stacking_split(train, protocol, config)
+    early, _ = fit_models(inner.train, inner.visible, embeddings, features, config, step, seed=seed)
+    state = Replay(inner.visible, features)
+    rows = labelled_requests(inner, early, state, config, step, seed=seed)
+    with step("ranker features") as progress:
+        matrix = early.matrix_in_blocks(rows, state, progress)
+    with step("ranker"):
+        ranker, ranker_report = fit_ranker(
+            matrix, rows, features.schema.names, features.schema.digest, config.ranker, seed=seed
+        )
+    final, head_report = fit_models(train, visible, embeddings, features, config, step, seed=seed)
+    return Fit(final.with_ranker(ranker), head_report, ranker_report)
+
+
+def stacking_split(train: Dataset, protocol: Protocol, config: Config) -> Split:
+    """The window on which the ranker learns: the future part of `train`, asked as `protocol` asks."""
+    if protocol == "time":
+        return split_at(train, time_cut(train, config.stacking.share))
+    if protocol == "slate" and train.slates is not None:
+        cut = float(np.quantile(train.slates.timestamp, 1.0 - config.stacking.slate_share))
+        return slates_from(train, cut)
+    return split(train, protocol)
+
+
+def fit_models(
+    train: Dataset,
+    visible: Dataset,
+    embeddings: Float32,
+    features: Features,
+    config: Config,
+    step: Step,
+    *,
+    seed: int = 0,
+) -> tuple[Recommender, HeadReport]:
+    """Everything but the ranker."""
+    with step("collaborative filtering"):
+        collaborative = fit_collaborative(train, config.collaborative, seed=seed)
+        transitions = fit_transitions(train, config.transitions)
+        popularity = fit_popularity(visible, config.popularity)
+    with step("relevance head") as progress:
+        examples = head_examples(train, config, seed=seed)
+        history = HistoryBatch.of(train.histories, examples.requests, limit=config.head.history_limit)
+        head_config = replace(config.head, seed=seed)
+        head, report = fit_head(
+            examples,
+            history,
+            embeddings,
+            train.weights,
+            head_config,
+            on_epoch=lambda epoch, _: progress(epoch, head_config.epochs),
+        )
+    retriever = Retriever(collaborative, transitions, embeddings, popularity, train.weights, config.retrieval)
+    known = known_users(train)
+    return Recommender(retriever, head, None, features, known, train.catalogue.category), report
+
+
+def known_users(train: Dataset) -> Bool:
+    """(users,) who has an event that the collaborative models count."""
+    counted = train.events.user_index[train.is_target[train.events.type_index]]
+    return np.bincount(counted, minlength=len(train.users)) > 0
+
+
+def head_examples(train: Dataset, config: Config, *, seed: int = 0) -> Examples:
+    """Shown slates where there are any, else the newest events with sampled candidates."""
+    if train.slates is not None:
+        requests = Requests.from_slates(train.slates, train.events)
+        return slate_examples(requests, train.events, train.weights)
+    sampling = SamplingConfig(max_requests=config.stacking.head_requests, seed=seed)
+    return sampled_examples(
+        train.events, train.is_target, train.weights, train.catalogue.created_at, sampling
+    )
+
+
+def labelled_requests(
+    window: Split, models: Recommender, state: State, config: Config, step: Step, *, seed: int = 0
+) -> Requests:
+    """The window's requests with candidates and labels, those with a positive and a negative only."""
+    requests = window.requests
+    if not requests.rows:
+        requests = retrieve_labelled(window, models, state, config, step, seed=seed)
+    kept = requests.take(with_both_classes(requests))
+    return kept.take(_within_rows(kept, config.stacking.max_rows, seed))
+
+
+def retrieve_labelled(
+    window: Split, models: Recommender, state: State, config: Config, step: Step, *, seed: int = 0
+) -> Requests:
+    """Candidates for the window's requests, in time order, labelled by what the users did next."""
+    order = np.argsort(window.requests.timestamp, kind="stable")
+    with step("candidates") as progress:
+        candidates = retrieve(window.requests.take(order), models, state, window.visible, progress)
+    positives = positives_of(window.positives, order)
+    return with_labels(candidates, positives, len(window.visible.catalogue))
+
+
+def retrieve(
+    requests: Requests,
+    models: Recommender,
+    state: State,
+    visible: Dataset,
+    progress: Callable[[int, int], None] | None = None,
+) -> Requests:
+    """Candidates of every request, block by block."""
+    parts = []
+    for chosen in request_blocks(len(requests)):
+        block = requests.take(chosen)
+        parts.append(models.candidates(block, state, seen_items(visible.histories, block)))
+        if progress:
+            progress(int(chosen[-1]) + 1, len(requests))
+    return Requests.concatenate(parts) if parts else requests
+
+
+def _within_rows(requests: Requests, most: int, seed: int) -> Int64:
+    """Numbers of a random choice of requests with at most `most` rows in all, in their order."""
+    if requests.rows <= most:
+        return np.arange(len(requests), dtype=np.int64)
+    order = np.random.default_rng(seed).permutation(len(requests))
+    rows = np.cumsum(np.diff(requests.offsets)[order])
+    return np.sort(order[rows <= most])

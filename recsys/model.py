@@ -1,0 +1,187 @@
+"""A recommender that speaks ids: its models with the item and user tables that name their rows.
+
+This is what a bundle holds beside the encoder, the live state and the golden requests. It can be laid
+over another dataset's rows: what that dataset adds is unknown to the models, what it drops is dropped.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+from recsys.collaborative import Collaborative
+from recsys.dataset import Catalogue, Dataset, Ids
+from recsys.errors import RecsysError
+from recsys.events import Bool, EventRole, Float32, Int32
+from recsys.pairs import SparsePairs
+from recsys.popularity import Popularity
+from recsys.ranking import Ranker
+from recsys.recommender import FeatureBuilder, Recommender
+from recsys.relevance import RelevanceHead
+from recsys.retrieval import RetrievalConfig, Retriever
+from recsys.storage import json_bytes, parse_json
+from recsys.text.embeddings import ItemEmbeddings
+from recsys.transitions import transitions_from_files, transitions_to_files
+
+ITEMS_FILE, USERS_FILE, SETTINGS_FILE = "items.parquet", "users.parquet", "settings.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Fitted models with the names of their rows.
+
+    Attributes:
+        recommender: the scoring core over `catalogue` and `users` rows.
+        catalogue: the items of training (descriptions are not kept).
+        users: the users of training.
+        embeddings: item embeddings with the digests of the texts that they were made from.
+        roles: event types by name, in type_index order.
+        settings: what else must be known at scoring time, plain JSON.
+    """
+
+    recommender: Recommender
+    catalogue: Catalogue
+    users: Ids
+    embeddings: ItemEmbeddings
+    roles: dict[str, EventRole]
+    settings: dict[str, Any]
+
+    def to_files(self) -> dict[str, bytes]:
+        """All arrays, tables and settings, each in a format that holds data only."""
+        recommender, retriever = self.recommender, self.recommender.retriever
+        if recommender.ranker is None:
+            raise ValueError("only a recommender with a ranker can be saved")
+        settings = {
+            "retrieval": asdict(retriever.config),
+            "roles": [[name, asdict(role)] for name, role in self.roles.items()],
+            "settings": self.settings,
+        }
+        return {
+            ITEMS_FILE: _parquet(self._item_table()),
+            USERS_FILE: _parquet(
+                pl.DataFrame({"user_id": self.users.values, "known": recommender.known_users})
+            ),
+            SETTINGS_FILE: json_bytes(settings),
+            **self.embeddings.to_files(),
+            **retriever.collaborative.to_files(),
+            **transitions_to_files(retriever.transitions),
+            **retriever.popularity.to_files(),
+            **recommender.head.to_files(),
+            **recommender.ranker.to_files(),
+        }
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], features: FeatureBuilder) -> Model:
+        """Read verified bytes.
+
+        Raises:
+            RecsysError: `feature_mismatch` when the ranker was fitted on other columns than `features`.
+        """
+        settings = parse_json(files[SETTINGS_FILE], SETTINGS_FILE)
+        roles = {name: EventRole(**role) for name, role in settings["roles"]}
+        catalogue = Catalogue.from_frame(pl.read_parquet(io.BytesIO(files[ITEMS_FILE])))
+        users = pl.read_parquet(io.BytesIO(files[USERS_FILE]))
+        embeddings = ItemEmbeddings.from_files(files)
+        retriever = Retriever(
+            Collaborative.from_files(files),
+            transitions_from_files(files),
+            embeddings.matrix,
+            Popularity.from_files(files),
+            np.array([role.weight for role in roles.values()], np.float32),
+            RetrievalConfig(**settings["retrieval"]),
+        )
+        ranker = Ranker.from_files(files)
+        if ranker.schema_hash != features.schema.digest:
+            raise RecsysError("feature_mismatch", "the ranker was fitted on other features", "ranker.json")
+        recommender = Recommender(
+            retriever,
+            RelevanceHead.from_files(files),
+            ranker,
+            features,
+            users["known"].to_numpy(),
+            catalogue.category,
+        )
+        return cls(recommender, catalogue, Ids(users["user_id"]), embeddings, roles, settings["settings"])
+
+    def over(self, data: Dataset, embeddings: ItemEmbeddings, popularity: Popularity) -> Recommender:
+        """The recommender over the rows of another dataset.
+
+        Args:
+            data: whose items and users name the rows from here on; read with this model's roles, so
+                that event types keep their index.
+            embeddings: of that dataset's items (`self.embeddings.update`).
+            popularity: of that dataset's log.
+        """
+        retriever = self.recommender.retriever
+        items = self.catalogue.ids.index(data.catalogue.ids.values)
+        users = self.users.index(data.users.values)
+        collaborative = replace(
+            retriever.collaborative,
+            factors=_rows(retriever.collaborative.factors, items),
+            item_item=_relabelled(retriever.collaborative.item_item, items),
+        )
+        return replace(
+            self.recommender,
+            retriever=replace(
+                retriever,
+                collaborative=collaborative,
+                transitions=_relabelled(retriever.transitions, items),
+                embeddings=embeddings.matrix,
+                popularity=popularity,
+                weights=data.weights,
+            ),
+            known_users=_known(self.recommender.known_users, users),
+            category=data.catalogue.category,
+        )
+
+    def _item_table(self) -> pl.DataFrame:
+        names = self.catalogue.category_names, self.catalogue.subcategory_names
+        codes = self.catalogue.category, self.catalogue.subcategory
+        category, subcategory = (
+            [labels[code] if code >= 0 else None for code in rows]
+            for labels, rows in zip(names, codes, strict=True)
+        )
+        return pl.DataFrame(
+            {
+                "item_id": self.catalogue.ids.values,
+                "title": self.catalogue.title,
+                "category": pl.Series(category, dtype=pl.String),
+                "subcategory": pl.Series(subcategory, dtype=pl.String),
+                "created_at": pl.Series(self.catalogue.created_at).fill_nan(None),
+            }
+        )
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def _rows(matrix: Float32, rows: Int32) -> Float32:
+    """matrix[rows], with zeros for row -1."""
+    out = np.zeros((len(rows), matrix.shape[1]), np.float32)
+    out[rows >= 0] = matrix[rows[rows >= 0]]
+    return out
+
+
+def _known(known: Bool, rows: Int32) -> Bool:
+    out = np.zeros(len(rows), np.bool_)
+    out[rows >= 0] = known[rows[rows >= 0]]
+    return out
+
+
+def _relabelled(pairs: SparsePairs, rows: Int32) -> SparsePairs:
+    """The same pair scores where new row i is old row rows[i]; -1 has no pairs."""
+    if np.array_equal(rows, np.arange(len(pairs))):
+        return pairs
+    new = np.flatnonzero(rows >= 0)
+    shape = (len(rows), len(pairs))
+    pick = sparse.csr_matrix((np.ones(len(new), np.float32), (new, rows[new])), shape=shape)
+    return SparsePairs.from_csr((pick @ pairs.to_csr() @ pick.T).tocsr())
