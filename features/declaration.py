@@ -13,7 +13,7 @@ from typing import Any, Literal
 Key = Literal[
     "global", "user", "item", "category", "subcategory", "user_category", "user_subcategory", "user_item"
 ]
-Stream = Literal["target", "click", "negative", "any", "shown", "catalogue"]
+Stream = Literal["target", "outcome", "click", "negative", "any", "shown", "catalogue"]
 Mark = Literal["count", "first", "last", "created", "categories"]
 Pairs = Literal["text", "als", "item_item", "transition"]
 Aggregate = Literal["mean", "max", "top3", "last", "recent", "ordered"]
@@ -23,7 +23,7 @@ HalfLife = float | None
 LIFETIME: HalfLife = None
 """The half-life of a count that never decays."""
 
-EVENT_STREAMS: tuple[Stream, ...] = ("target", "click", "negative", "any")
+EVENT_STREAMS: tuple[Stream, ...] = ("target", "outcome", "click", "negative", "any")
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "max", "top3", "last", "recent", "ordered")
 TRANSFORMS: tuple[Transform, ...] = ("rank", "ratio", "zscore")
 
@@ -34,9 +34,9 @@ class State:
 
     Attributes:
         key: whose number it is, seen from a row (user, candidate).
-        stream: the rows that update it: `target` (outcomes, by event weight), `click` (clicks, each 1; in a
-            log without the type, every outcome), `negative`, `any` (each event 1), `shown` (slate rows), or
-            `catalogue` (no stream).
+        stream: the rows that update it: `target` (outcomes worth predicting, by event weight), `outcome`
+            (the same, each 1), `click` (clicks; in a log without that type, every outcome), `negative`,
+            `any` (each event 1), `shown` (slate rows), or `catalogue` (no stream).
         mark: `count` (decayed sum), `first` and `last` (days since that row of the stream), `created` (days
             since the item's created_at), `categories` (distinct categories in the user's history).
         half_life_days: of a `count`; None never decays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from numba import njit
 
 from features.keys import ItemTable
 from features.plan import DAY_S, StatePlan
-from recsys.events import Float32, Int32, Int64, concatenated_ranges
+from recsys.events import Float32, Int32, Int64, concatenated_ranges, lengths_to_offsets
 from recsys.requests import HistoryBatch, Requests
 
 
@@ -29,6 +30,18 @@ class Reading:
         """The readings of these numbers of `requests`, in the given order."""
         rows = concatenated_ranges(requests.offsets[numbers], requests.offsets[numbers + 1])
         return Reading(self.history.take(numbers), self.counters[rows])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Reading]) -> Reading:
+        """All requests of the first part, then all of the second, and so on; at least one part."""
+        lengths = np.concatenate([np.diff(part.history.offsets) for part in parts])
+        history = HistoryBatch(
+            lengths_to_offsets(lengths),
+            np.concatenate([part.history.item_index for part in parts]),
+            np.concatenate([part.history.type_index for part in parts]),
+            np.concatenate([part.history.age_s for part in parts]),
+        )
+        return cls(history, np.concatenate([part.counters for part in parts]))
 
 
 def fill_catalogue(

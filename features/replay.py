@@ -7,7 +7,7 @@ own slate, is never in its features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,12 +63,7 @@ class Replay:
     def read(self, requests: Requests) -> Reading:
         """Histories and states of these requests; see `Reading` for shapes."""
         features = self.features
-        history = HistoryBatch.of(
-            self.dataset.histories,
-            requests,
-            limit=features.history_limit,
-            delay_s=features.history_delay_s,
-        )
+        history = self._history(requests)
         counters = np.empty((requests.rows, len(features.plan)), np.float32)
         moments = writable(requests.timestamp)
         slots = slots_of_rows(self.spaces, self.items, requests)
@@ -88,16 +83,13 @@ class Replay:
 
     def limits(self, table: Table, moment: Float64, known: Int64) -> Int64:
         """(r,) the sequence number in the table's stream that each request may not reach."""
-        newest = moment - table.delay_s
         if not table.of_events:
             slates = self.dataset.slates
             if slates is None:
                 return np.zeros(len(moment), np.int64)
+            newest = moment - table.delay_s
             return slates.offsets[np.searchsorted(slates.timestamp, newest, side="left")]
-        if table.delay_s <= 0:
-            return known
-        old_enough = np.searchsorted(self.dataset.events.timestamp, newest, side="right")
-        return np.minimum(known, old_enough)
+        return self._known(moment, known, table.delay_s)
 
     def stream(self, table: Table) -> StreamRows:
         """The log rows that update a table, those with a weight."""
@@ -124,6 +116,18 @@ class Replay:
             np.ones(len(rows), np.float64),
             rows,
         )
+
+    def _known(self, moment: Float64, known: Int64, delay_s: float) -> Int64:
+        """(r,) how many leading events each request may look at that are at least `delay_s` old."""
+        if delay_s <= 0:
+            return known
+        old_enough = np.searchsorted(self.dataset.events.timestamp, moment - delay_s, side="right")
+        return np.minimum(known, old_enough)
+
+    def _history(self, requests: Requests) -> HistoryBatch:
+        known = self._known(requests.timestamp, requests.known, self.features.history_delay_s)
+        old_enough = replace(requests, known=known)
+        return HistoryBatch.of(self.dataset.histories, old_enough, limit=self.features.history_limit)
 
     def _key_spaces(self) -> dict[Key, KeySpace]:
         catalogue = self.dataset.catalogue

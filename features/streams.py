@@ -22,6 +22,7 @@ def stream_weights(event_types: Sequence[str], roles: Sequence[EventRole]) -> St
     click = np.array([kind == _CLICK for kind in event_types], np.float64) * target
     return {
         "target": target * np.array([role.weight for role in roles], np.float64),
+        "outcome": target,
         "click": click if click.any() else target,
         "negative": np.array([role.negative for role in roles], np.float64),
         "any": np.ones(len(roles), np.float64),

@@ -14,7 +14,7 @@ import numpy as np
 from features.builder import Features
 from features.replay import Replay
 from pipelines.config import Config
-from recsys.collaborative import fit_collaborative
+from recsys.collaborative_training import fit_collaborative
 from recsys.dataset import Dataset
 from recsys.events import Bool, Float32, Int64
 from recsys.popularity import fit_popularity

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.events import Bool, Float32, Int32
+from recsys.pairs import known_rows
 from recsys.requests import HistoryBatch
 
 RUNGS = ("personal", "folded_in", "content", "category", "popular")
@@ -33,8 +34,8 @@ def rungs(
     """
     item = np.maximum(history.item_index, 0)
     in_catalogue = history.item_index >= 0
-    collaborative = _any(history, in_catalogue & factors.any(axis=1)[item])
-    content = _any(history, in_catalogue & embeddings.any(axis=1)[item])
+    collaborative = _any(history, in_catalogue & known_rows(factors)[item])
+    content = _any(history, in_catalogue & known_rows(embeddings)[item])
     categorised = _any(history, in_catalogue & (category[item] >= 0))
     trained = (user_index >= 0) & (user_index < len(known_users))
     trained &= known_users[np.where(trained, user_index, 0)] if len(known_users) else False

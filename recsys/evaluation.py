@@ -33,7 +33,7 @@ class Evaluation:
     """Per-unit metrics of several models on one split; units are requests, `clusters` their users.
 
     `values[model][metric]` is (units,), NaN where the metric is not defined for the unit. `extra` holds
-    whole-list figures (coverage, novelty) by model. `slices[kind][name]` is a (units,) mask. `headline`
+    figures of all lists together (coverage) by model. `slices[kind][name]` is a (units,) mask. `headline`
     is the metric that models are compared by.
     """
 
@@ -51,7 +51,7 @@ class Evaluation:
         return max(others, key=lambda name: others[name])
 
     def models(self) -> Json:
-        """models.<model>.<metric>.{mean, low, high}, with coverage and novelty as plain means."""
+        """models.<model>.<metric>.{mean, low, high}, coverage without an interval of its own."""
         table: Json = {}
         for model, metrics in self.values.items():
             table[model] = {name: self._interval(values) for name, values in metrics.items()}
@@ -118,10 +118,8 @@ def evaluate_lists(
     item_recall: dict[str, PerUnit] = {}
     for model, ranked in lists.items():
         values[model] = topk_metrics(ranked, offsets, items, CUTOFFS)
-        extra[model] = {
-            "coverage_at_10": coverage(ranked, catalogue, 10),
-            "novelty_at_10": novelty(ranked, counts, 10),
-        }
+        values[model]["novelty_at_10"] = novelty(ranked, counts, 10)
+        extra[model] = {"coverage_at_10": coverage(ranked, catalogue, 10)}
         item_recall[model] = {
             kind: _recall_on(ranked, offsets, items, member) for kind, member in kinds.items()
         }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from recsys.events import Float32, Int32, Int64
+from recsys.events import Bool, Float32, Int32, Int64
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,8 @@ def keep_strongest(matrix: sparse.csr_matrix, per_row: int) -> sparse.csr_matrix
     place = np.arange(len(row)) - matrix.indptr[row]
     chosen = order[place < per_row]
     return sparse.csr_matrix((matrix.data[chosen], (row[chosen], matrix.indices[chosen])), shape=matrix.shape)
+
+
+def known_rows(factors: Float32) -> Bool:
+    """(rows,) whether anything is known of each row: zeros mean nothing is."""
+    return np.asarray(factors.any(axis=1), np.bool_)

@@ -14,8 +14,7 @@ from safetensors.numpy import load, save
 
 from recsys.dataset import Dataset
 from recsys.events import Float64, Int32, Int64
-
-DAY_S = 86400.0
+from recsys.requests import DAY_S
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ day (UTC) of impressions. A split of a split's `train` part is the stacking wind
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -159,4 +159,4 @@ def parse_protocol(text: str) -> Protocol:
     """
     if text not in PROTOCOLS:
         raise RecsysError("unknown_protocol", f"use one of {', '.join(PROTOCOLS)}, not", text, exit_code=64)
-    return cast(Protocol, text)
+    return text

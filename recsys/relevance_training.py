@@ -204,8 +204,8 @@ def _descend(best: _Best, training: _Rows, on_epoch: Callable[[int, float], None
     losses: list[float] = []
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        network = HeadNetwork(best.head.weights, config.dropout)
-        optimizer = torch.optim.AdamW(parameter_groups(network, config.regularization), config.learning_rate)
+        network = HeadNetwork(best.head.weights, len(best.embeddings), config.dropout)
+        optimizer = torch.optim.AdamW(parameter_groups(network, config))
         for epoch in range(1, config.epochs + 1):
             steps = [
                 _step(network, optimizer, table, batch) for batch in source.epoch(config.batch_size, rng)

@@ -28,6 +28,22 @@ SOURCES = ("als", "item_item", "transition", "text", "fresh", "popular")
 """Retrievers in bit order: bit b of `source` is set where SOURCES[b] proposed the candidate."""
 
 
+def source_mask(names: Sequence[str]) -> Int32:
+    """(rows,) bit mask of source names joined by "+"; "" and unknown names set no bit."""
+    bit = {name: 1 << place for place, name in enumerate(SOURCES)}
+    cache = {text: sum(bit.get(name, 0) for name in set(text.split("+"))) for text in set(names)}
+    return np.array([cache[text] for text in names], np.int32)
+
+
+def source_names(masks: Int32) -> list[str]:
+    """Inverse of `source_mask`, names in bit order."""
+    cache = {
+        mask: "+".join(name for place, name in enumerate(SOURCES) if mask >> place & 1)
+        for mask in np.unique(masks).tolist()
+    }
+    return [cache[mask] for mask in masks.tolist()]
+
+
 @dataclass(frozen=True)
 class Requests:
     """A batch of r requests with their candidates; request q owns rows offsets[q]:offsets[q + 1].

@@ -15,8 +15,7 @@ from scipy import sparse
 
 from recsys.dataset import Dataset
 from recsys.pairs import SparsePairs, keep_strongest
-
-DAY_S = 86400.0
+from recsys.requests import DAY_S
 
 
 @dataclass(frozen=True)

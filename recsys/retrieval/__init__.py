@@ -124,9 +124,7 @@ def top_items(scores: Float32, limit: int) -> tuple[Int64, Int32, Float32]:
     return owner[chosen], item[chosen].astype(np.int32), value[chosen]
 
 
-def _merge(
-    parts: list[tuple[Int64, Int32, Int32]], requests: int, items: int
-) -> tuple[Int64, Int32, Int32]:
+def _merge(parts: list[tuple[Int64, Int32, Int32]], requests: int, items: int) -> tuple[Int64, Int32, Int32]:
     """Union of (request, item, bit) triples in request, item order, bits of one candidate joined."""
     if not parts:
         return np.zeros(requests + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32)

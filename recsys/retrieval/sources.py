@@ -12,8 +12,8 @@ from scipy import sparse
 from recsys.collaborative import Collaborative
 from recsys.events import Float32, Float64
 from recsys.pairs import SparsePairs
-from recsys.popularity import DAY_S, Popularity
-from recsys.requests import HistoryBatch
+from recsys.popularity import Popularity
+from recsys.requests import DAY_S, HistoryBatch
 
 
 def als_scores(collaborative: Collaborative, history: HistoryBatch, weights: Float32) -> Float32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,7 +65,12 @@ def export(transformer: TextTransformer) -> openvino.Model:
     """The network as an OpenVINO model with free batch size and length."""
     example = torch.ones(2, 8, dtype=torch.int64)
     inputs = {"input_ids": example, "attention_mask": example.clone()}
-    model = openvino.convert_model(transformer.eval(), example_input=inputs)
+    with warnings.catch_warnings():
+        # OpenVINO traces with torch.jit, which announces its end on every call.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        model = openvino.convert_model(transformer.eval(), example_input=inputs)
+    model.set_friendly_name("encoder")  # else a counter of the process, which changes the digest
     model.reshape({index: openvino.PartialShape([-1, -1]) for index in range(2)})
     return model
 

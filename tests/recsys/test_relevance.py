@@ -99,7 +99,7 @@ def test_torch_and_compiled_forward_agree():
     batch = source.batch(np.arange(len(source)))
     table = torch.from_numpy(np.vstack([embeddings, np.zeros((1, TEXT_DIM), np.float32)]))
     with torch.no_grad():
-        logits = HeadNetwork(head.weights).eval()(table[torch.from_numpy(batch.items)], batch).numpy()
+        logits = HeadNetwork(head.weights, ITEMS).eval()(table[torch.from_numpy(batch.items)], batch).numpy()
     kept = batch.weight.numpy() > 0
     np.testing.assert_allclose(logits[kept], got, atol=1e-5)
 
