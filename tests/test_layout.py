@@ -60,7 +60,7 @@ def imported_packages(tree: ast.Module) -> set[str]:
 
 
 def dotted_name(node: ast.expr, names: dict[str, str]) -> str:
-    """The dotted name that is called; it starts with a dot where an expression does (`f().load` -> ".load")."""
+    """The dotted name that is called; a dot in front stands for any expression (`f().load` is ".load")."""
     if isinstance(node, ast.Attribute):
         return f"{dotted_name(node.value, names)}.{node.attr}"
     return names.get(node.id, node.id) if isinstance(node, ast.Name) else ""

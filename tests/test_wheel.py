@@ -44,7 +44,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip())
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet")
     run(*pip, wheel, cwd=home)
-    # A path in a .pth file adds that folder alone: .pth files inside it (our own editable install) stay unread.
+    # A path in a .pth file adds that folder alone: the .pth of our own editable install in it stays unread.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
 
