@@ -17,7 +17,7 @@ from features.declaration import Key
 from features.keys import ItemTable, KeySpace, is_composite, writable
 from features.plan import Table
 from features.reading import Reading, fill_catalogue
-from features.streams import weights_of
+from features.streams import StreamWeights, weights_of
 from recsys.dataset import Dataset
 from recsys.events import Float64, Int32, Int64
 from recsys.requests import HistoryBatch, Requests
@@ -51,12 +51,12 @@ class Replay:
     depend on the order of requests, so callers may cut their requests into chunks of any size.
     """
 
-    def __init__(self, dataset: Dataset, features: Features) -> None:
-        """Group the log by every key once."""
+    def __init__(self, dataset: Dataset, features: Features, weights: StreamWeights | None = None) -> None:
+        """Group the log by every key once; `weights` are those of a longer log that this one is cut from."""
         self.dataset = dataset
         self.features = features
         self.items = ItemTable.of(dataset.catalogue)
-        self._weights = weights_of(dataset)
+        self._weights = weights if weights is not None else weights_of(dataset)
         self.spaces = self._key_spaces()
         self.logs = [self._log(table) for table in features.plan.tables]
 

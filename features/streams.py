@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from features.declaration import Stream
 from recsys.dataset import Dataset
-from recsys.events import EventRole, Float64
+from recsys.events import Float64
 
 _CLICK = "click"
 
@@ -16,19 +14,15 @@ StreamWeights = dict[Stream, Float64]
 """(types,) weight by type_index for each event stream; 0 where the type does not belong to it."""
 
 
-def stream_weights(event_types: Sequence[str], roles: Sequence[EventRole]) -> StreamWeights:
-    """The rule. `click` counts clicks where the log has that type, else every target event."""
-    target = np.array([role.target and not role.negative for role in roles], np.float64)
-    click = np.array([kind == _CLICK for kind in event_types], np.float64) * target
+def weights_of(dataset: Dataset) -> StreamWeights:
+    """The rule. `click` counts events of that type where the log has any, else every target event."""
+    target = dataset.is_target.astype(np.float64)
+    seen = np.bincount(dataset.events.type_index, minlength=len(target)) > 0
+    click = target * seen * np.array([kind == _CLICK for kind in dataset.event_types], np.float64)
     return {
-        "target": target * np.array([role.weight for role in roles], np.float64),
+        "target": target * np.array([role.weight for role in dataset.roles], np.float64),
         "outcome": target,
         "click": click if click.any() else target,
-        "negative": np.array([role.negative for role in roles], np.float64),
-        "any": np.ones(len(roles), np.float64),
+        "negative": dataset.is_negative.astype(np.float64),
+        "any": np.ones(len(target), np.float64),
     }
-
-
-def weights_of(dataset: Dataset) -> StreamWeights:
-    """`stream_weights` of a dataset's event types."""
-    return stream_weights(dataset.event_types, dataset.roles)

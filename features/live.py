@@ -1,0 +1,218 @@
+"""The states of this moment, updated event by event: what the server reads where training replays.
+
+A read gives the same bits as `Replay.read` over the same log at the same moment, as long as rows arrive in
+time order. Not thread-safe: one writer, and reads only between writes. The clock does not go back: once a
+read has taken in what was due at its moment, an earlier moment sees it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from features.builder import Features
+from features.counters import apply_rows, read_states
+from features.declaration import Key
+from features.keys import ItemTable, KeySpace, writable
+from features.live_files import fill_live, live_files, open_live
+from features.live_history import LiveHistories
+from features.live_tables import Inlet, LiveTable, LogRows
+from features.plan import Table
+from features.reading import Reading, fill_catalogue
+from features.replay import Replay, slots_of_rows
+from features.streams import StreamWeights, weights_of
+from recsys.dataset import Dataset
+from recsys.events import Float64, Int32, Int64, concatenated_ranges, lengths_to_offsets
+from recsys.requests import Requests
+
+
+class LiveState:
+    """Histories and states up to now, for `features`; same reading as `Replay`."""
+
+    def __init__(
+        self,
+        features: Features,
+        items: ItemTable,
+        weights: StreamWeights,
+        spaces: Mapping[Key, KeySpace],
+        histories: LiveHistories,
+    ) -> None:
+        """Start with untouched tables; `at` and `from_files` start from a past."""
+        self.features = features
+        self.items = items
+        self.weights = weights
+        self.spaces = dict(spaces)
+        self.histories = histories
+        self.tables = [LiveTable.empty(len(table.half_lives_days)) for table in features.plan.tables]
+        sources = {(table.of_events, table.delay_s) for table in features.plan.tables}
+        sources.add((True, features.history_delay_s))
+        self.inlets = [Inlet(*source) for source in sorted(sources)]
+
+    @classmethod
+    def at(cls, dataset: Dataset, as_of: float, features: Features) -> LiveState:
+        """The state that has seen the log strictly before `as_of`, and holds back what is too young."""
+        past = dataset.before(as_of)
+        weights = weights_of(dataset)
+        replay = Replay(past, features, weights)
+        histories = _histories_at(past, as_of, features)
+        live = cls(features, replay.items, weights, replay.spaces, histories)
+        moment, known = np.array([as_of]), np.array([len(past.events)], np.int64)
+        for place, (table, log) in enumerate(zip(features.plan.tables, replay.logs, strict=True)):
+            live.tables[place] = LiveTable.of_log(log, int(replay.limits(table, moment, known)[0]))
+        for inlet in live.inlets:
+            _hold_back(past, as_of, inlet)
+        return live
+
+    def to_files(self) -> dict[str, bytes]:
+        """The files by name. The same state gives the same bytes."""
+        return live_files(self)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> LiveState:
+        """Inverse of `to_files`; the features come with them.
+
+        Raises:
+            RecsysError: `live_state_format` for another format number, `feature_mismatch` where this
+                version of the code declares the saved features differently.
+        """
+        features, items, weights, spaces, arrays = open_live(files)
+        columns = (arrays["history.item_index"], arrays["history.type_index"], arrays["history.timestamp"])
+        histories = LiveHistories(arrays["history.offsets"], columns, features.history_limit)
+        live = cls(features, items, weights, spaces, histories)
+        fill_live(live, arrays)
+        return live
+
+    def read(self, requests: Requests) -> Reading:
+        """Histories and states at the requests' moments; `requests.known` is not looked at.
+
+        Requests of different moments are read one moment after another where rows come due between them.
+        """
+        if not len(requests):
+            return self._read(requests)
+        self._take_in(float(requests.timestamp.min()))
+        if not any(inlet.is_due(float(requests.timestamp.max())) for inlet in self.inlets):
+            return self._read(requests)
+        order = np.argsort(requests.timestamp, kind="stable").astype(np.int64)
+        moments, starts = np.unique(requests.timestamp[order], return_index=True)
+        parts = []
+        for moment, numbers in zip(moments, np.split(order, starts[1:]), strict=True):
+            self._take_in(float(moment))
+            parts.append(self._read(requests.take(numbers)))
+        return Reading.concatenate(parts).take(requests.take(order), np.argsort(order).astype(np.int64))
+
+    def update(self, user: int, item: int, kind: int, timestamp: float) -> None:
+        """Take in one event; a user index may be new, an item index must have been added.
+
+        Raises:
+            ValueError: `kind` is no type_index of the log that this state was started from.
+        """
+        if not 0 <= kind < len(self.weights["any"]):
+            raise ValueError(f"event type {kind} is unknown to this state")
+        rows = LogRows.of(timestamp, user, np.array([item], np.int32), kind)
+        for inlet in self.inlets:
+            if not inlet.of_events:
+                continue
+            if inlet.delay_s <= 0:
+                self._apply(inlet, rows)
+            else:
+                inlet.push(rows)
+
+    def show(self, user: int, items: Int32, timestamp: float) -> None:
+        """Take in one slate; it counts for moments after its own."""
+        rows = LogRows.of(timestamp, user, items)
+        for inlet in self.inlets:
+            if not inlet.of_events:
+                inlet.push(rows)
+
+    def add_items(self, category: Int32, subcategory: Int32, created_at: Float64) -> None:
+        """Append new items to the catalogue, one row each: codes (-1 missing), created_at (NaN unknown)."""
+        items = self.items
+        items.category = np.concatenate([items.category, np.asarray(category, np.int32)])
+        items.subcategory = np.concatenate([items.subcategory, np.asarray(subcategory, np.int32)])
+        items.created_at = np.concatenate([items.created_at, np.asarray(created_at, np.float64)])
+
+    def _take_in(self, now: float) -> None:
+        for inlet in self.inlets:
+            while inlet.is_due(now):
+                self._apply(inlet, inlet.pop())
+
+    def _apply(self, inlet: Inlet, rows: LogRows) -> None:
+        source = (inlet.of_events, inlet.delay_s)
+        slots: dict[Key, Int64] = {}
+        for table, live in zip(self.features.plan.tables, self.tables, strict=True):
+            if (table.of_events, table.delay_s) == source:
+                self._apply_to(table, live, rows, slots)
+        if source == (True, self.features.history_delay_s):
+            self._remember(rows)
+
+    def _apply_to(self, table: Table, live: LiveTable, rows: LogRows, slots: dict[Key, Int64]) -> None:
+        weight = np.ones(len(rows.timestamp))
+        if table.of_events:
+            weight = self.weights[table.stream][rows.type_index]
+            if not weight.all():
+                return
+        space = self.spaces[table.key]
+        if table.key not in slots:
+            keys = self.items.keys(table.key, rows.user_index, rows.item_index)
+            slots[table.key] = space.find_or_add(keys)
+        live.reserve(space.size)
+        moments = (live.last, live.first)
+        apply_rows(live.state, moments, slots[table.key], rows.timestamp, weight, table.rates)
+
+    def _remember(self, rows: LogRows) -> None:
+        user, kind = int(rows.user_index[0]), int(rows.type_index[0])
+        if user >= 0 and self.weights["outcome"][kind] > 0:
+            self.histories.append(user, int(rows.item_index[0]), kind, float(rows.timestamp[0]))
+
+    def _read(self, requests: Requests) -> Reading:
+        plan = self.features.plan
+        moments = writable(requests.timestamp)
+        history = self.histories.read(requests)
+        counters = np.empty((requests.rows, len(plan)), np.float32)
+        slots = slots_of_rows(self.spaces, self.items, requests)
+        for table, live in zip(plan.tables, self.tables, strict=True):
+            live.reserve(self.spaces[table.key].size)
+            places = slots[table.key]
+            read_states(
+                (places, live.last, live.state),
+                (places, live.first),
+                (requests.offsets, moments),
+                table.rates,
+                table.column_array,
+                counters,
+            )
+        fill_catalogue(plan, self.items, requests, history, counters)
+        return Reading(history, counters)
+
+
+def _histories_at(past: Dataset, as_of: float, features: Features) -> LiveHistories:
+    """Each user's last events of the log, those old enough."""
+    known = len(past.events)
+    if features.history_delay_s > 0:
+        newest = as_of - features.history_delay_s
+        known = int(np.searchsorted(past.events.timestamp, newest, side="right"))
+    users = np.arange(len(past.users), dtype=np.int32)
+    _, stop = past.histories.until(users, np.full(len(users), known, np.int64))
+    start = np.maximum(past.histories.offsets[:-1], stop - features.history_limit)
+    rows = concatenated_ranges(start, stop)
+    log = past.histories
+    columns = (log.item_index[rows], log.type_index[rows], log.timestamp[rows])
+    return LiveHistories(lengths_to_offsets(stop - start), columns, features.history_limit)
+
+
+def _hold_back(past: Dataset, as_of: float, inlet: Inlet) -> None:
+    """Put the log's youngest rows, which do not count yet at `as_of`, into the inlet."""
+    newest = as_of - inlet.delay_s
+    if inlet.of_events:
+        events = past.events
+        first = int(np.searchsorted(events.timestamp, newest, side="right"))
+        for row in range(first if inlet.delay_s > 0 else len(events), len(events)):
+            item = events.item_index[row : row + 1]
+            user, kind = int(events.user_index[row]), int(events.type_index[row])
+            inlet.push(LogRows.of(float(events.timestamp[row]), user, item, kind))
+    elif past.slates is not None:
+        slates = past.slates
+        for slate in range(int(np.searchsorted(slates.timestamp, newest, side="left")), len(slates)):
+            items = slates.item_index[slates.offsets[slate] : slates.offsets[slate + 1]]
+            inlet.push(LogRows.of(float(slates.timestamp[slate]), int(slates.user_index[slate]), items))

@@ -1,0 +1,114 @@
+"""The live state as files of a bundle: one safetensors file and one JSON file, bytes in and bytes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from features.builder import Features
+from features.declaration import Key
+from features.keys import ItemTable, KeySpace
+from features.live_tables import Inlet, LogRows
+from features.streams import StreamWeights
+from recsys.errors import RecsysError
+
+if TYPE_CHECKING:
+    from features.live import LiveState
+
+ARRAYS = "live.safetensors"
+SETTINGS = "live.json"
+
+_FORMAT = 1
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def live_files(live: LiveState) -> dict[str, bytes]:
+    """The files by name. The same state gives the same bytes."""
+    arrays: Arrays = {
+        "items.category": live.items.category,
+        "items.subcategory": live.items.subcategory,
+        "items.created_at": live.items.created_at,
+    }
+    offsets, columns = live.histories.compact()
+    names = ("history.item_index", "history.type_index", "history.timestamp")
+    arrays |= {"history.offsets": offsets, **dict(zip(names, columns, strict=True))}
+    _put_tables(live, arrays)
+    for place, inlet in enumerate(live.inlets):
+        _put_inlet(f"inlet{place}", inlet, arrays)
+    settings = {
+        "format": _FORMAT,
+        "features": json.loads(live.features.to_json()),
+        "schema": live.features.schema.digest,
+        "weights": {stream: weights.tolist() for stream, weights in live.weights.items()},
+        "sizes": {key: space.size for key, space in live.spaces.items()},
+    }
+    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    return {ARRAYS: save(arrays), SETTINGS: json.dumps(settings, sort_keys=True).encode()}
+
+
+def open_live(
+    files: Mapping[str, bytes],
+) -> tuple[Features, ItemTable, StreamWeights, dict[Key, KeySpace], Arrays]:
+    """What a live state is made of, and the arrays to fill it with; see `LiveState.from_files`."""
+    settings = json.loads(files[SETTINGS])
+    if settings["format"] != _FORMAT:
+        raise RecsysError("live_state_format", f"format {settings['format']}, expected {_FORMAT}", SETTINGS)
+    features = Features.from_json(json.dumps(settings["features"]))
+    if features.schema.digest != settings["schema"]:
+        raise RecsysError("feature_mismatch", "saved by a version that declares features otherwise", SETTINGS)
+    arrays: Arrays = {name: array.copy() for name, array in load(files[ARRAYS]).items()}
+    items = ItemTable(arrays["items.category"], arrays["items.subcategory"], arrays["items.created_at"])
+    weights = {stream: np.array(weights, np.float64) for stream, weights in settings["weights"].items()}
+    return features, items, weights, _spaces(settings["sizes"], arrays), arrays
+
+
+def fill_live(live: LiveState, arrays: Arrays) -> None:
+    """Put the saved tables and waiting rows into a fresh state."""
+    for place, table in enumerate(live.tables):
+        table.state = arrays[f"table{place}.state"]
+        table.last = arrays[f"table{place}.last"]
+        table.first = arrays[f"table{place}.first"]
+    for place, inlet in enumerate(live.inlets):
+        _take_inlet(f"inlet{place}", inlet, arrays)
+
+
+def _put_tables(live: LiveState, arrays: Arrays) -> None:
+    """The states by slot; composite keys are saved ascending, and their states in that order."""
+    order: dict[Key, NDArray[np.int64]] = {}
+    for key, space in live.spaces.items():
+        found = space.sorted_keys()
+        if found is None:
+            order[key] = np.arange(space.size, dtype=np.int64)
+        else:
+            arrays[f"keys.{key}"], order[key] = found
+    for place, (table, kept) in enumerate(zip(live.features.plan.tables, live.tables, strict=True)):
+        kept.reserve(live.spaces[table.key].size)
+        slots = order[table.key]
+        arrays[f"table{place}.state"] = kept.state[slots]
+        arrays[f"table{place}.last"] = kept.last[slots]
+        arrays[f"table{place}.first"] = kept.first[slots]
+
+
+def _spaces(sizes: Mapping[str, int], arrays: Arrays) -> dict[Key, KeySpace]:
+    keys: tuple[Key, ...] = get_args(Key)
+    return {key: KeySpace(sizes[key], arrays.get(f"keys.{key}")) for key in keys if key in sizes}
+
+
+def _put_inlet(name: str, inlet: Inlet, arrays: Arrays) -> None:
+    waiting = [rows for _, _, rows in sorted(inlet.waiting, key=lambda entry: entry[:2])]
+    empty = LogRows.of(0.0, 0, np.zeros(0, np.int32))
+    for column in ("timestamp", "user_index", "item_index", "type_index"):
+        arrays[f"{name}.{column}"] = np.concatenate([getattr(rows, column) for rows in [empty, *waiting]])
+
+
+def _take_inlet(name: str, inlet: Inlet, arrays: Arrays) -> None:
+    columns = [arrays[f"{name}.{column}"] for column in ("user_index", "item_index", "type_index")]
+    for row, timestamp in enumerate(arrays[f"{name}.timestamp"]):
+        user, item, kind = (column[row] for column in columns)
+        inlet.push(LogRows.of(float(timestamp), int(user), np.array([item], np.int32), int(kind)))

@@ -1,0 +1,98 @@
+"""Every user's last events in memory, appended to one at a time and read like the log's histories."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.events import Float64, Int32, Int64, concatenated_ranges, lengths_to_offsets
+from recsys.requests import HistoryBatch, Requests
+
+_FIRST_BLOCK = 8
+
+
+class LiveHistories:
+    """The last `limit` events of each user, at least.
+
+    All users' events lie in three shared columns; each user owns a block of them. A full block moves to the
+    end at twice its size, or, once it holds twice the limit, drops its older half in place.
+    """
+
+    def __init__(self, offsets: Int64, columns: tuple[Int32, NDArray[np.int8], Float64], limit: int) -> None:
+        """Take (users + 1,) offsets into the columns (item_index, type_index, timestamp), oldest first."""
+        self.limit = limit
+        item, kind, timestamp = columns
+        self._item, self._type, self._timestamp = item.copy(), kind.copy(), timestamp.copy()
+        self._used = int(offsets[-1])
+        self._begin = offsets[:-1].copy()
+        self._start = offsets[:-1].copy()
+        self._stop = offsets[1:].copy()
+        self._end = offsets[1:].copy()
+
+    def __len__(self) -> int:
+        return len(self._start)
+
+    def append(self, user: int, item: int, kind: int, timestamp: float) -> None:
+        """Add one event behind the others of its user, who may be new."""
+        if user >= len(self):
+            self._add_users(user + 1)
+        if self._stop[user] == self._end[user]:
+            self._make_room(user)
+        place = self._stop[user]
+        self._item[place], self._type[place], self._timestamp[place] = item, kind, timestamp
+        self._stop[user] += 1
+
+    def read(self, requests: Requests) -> HistoryBatch:
+        """The last `limit` events of each request's user; nothing for an unknown user."""
+        valid = (requests.user_index >= 0) & (requests.user_index < len(self))
+        user = np.where(valid, requests.user_index, 0)
+        if not len(self):
+            nothing = np.zeros(len(requests), np.int64)
+            return self._batch(nothing, nothing, requests.timestamp)
+        stop = self._stop[user]
+        start = np.where(valid, np.maximum(self._start[user], stop - self.limit), stop)
+        return self._batch(start, stop, requests.timestamp)
+
+    def compact(self) -> tuple[Int64, tuple[Int32, NDArray[np.int8], Float64]]:
+        """The constructor's arguments, without the gaps and without events beyond the limit."""
+        start = np.maximum(self._start, self._stop - self.limit)
+        rows = concatenated_ranges(start, self._stop)
+        columns = (self._item[rows], self._type[rows], self._timestamp[rows])
+        return lengths_to_offsets(self._stop - start), columns
+
+    def _batch(self, start: Int64, stop: Int64, moment: Float64) -> HistoryBatch:
+        rows = concatenated_ranges(start, stop)
+        age = np.repeat(moment, stop - start) - self._timestamp[rows]
+        return HistoryBatch(
+            lengths_to_offsets(stop - start),
+            self._item[rows],
+            self._type[rows].astype(np.int32),
+            np.maximum(age, 0.0),
+        )
+
+    def _add_users(self, users: int) -> None:
+        new = np.full(max(users, len(self) * 3 // 2) - len(self), self._used, np.int64)
+        self._begin, self._start, self._stop, self._end = (
+            np.concatenate([places, new]) for places in (self._begin, self._start, self._stop, self._end)
+        )
+
+    def _make_room(self, user: int) -> None:
+        keep = int(min(self._stop[user] - self._start[user], self.limit))
+        rows = slice(self._stop[user] - keep, self._stop[user])
+        if self._end[user] - self._begin[user] < 2 * self.limit:
+            size = min(max(_FIRST_BLOCK, 2 * (keep + 1)), 2 * self.limit)
+            self._reserve(self._used + size)
+            self._begin[user], self._end[user] = self._used, self._used + size
+            self._used += size
+        start = self._begin[user]
+        for column in (self._item, self._type, self._timestamp):
+            column[start : start + keep] = column[rows].copy()
+        self._start[user], self._stop[user] = start, start + keep
+
+    def _reserve(self, size: int) -> None:
+        if size <= len(self._item):
+            return
+        missing = max(size, 2 * len(self._item)) - len(self._item)
+        self._item = np.concatenate([self._item, np.zeros(missing, np.int32)])
+        self._type = np.concatenate([self._type, np.zeros(missing, np.int8)])
+        self._timestamp = np.concatenate([self._timestamp, np.zeros(missing, np.float64)])
