@@ -31,7 +31,7 @@ from safetensors.numpy import save as save_safetensors
 
 from recsys.calibration import Calibration
 from recsys.errors import RecsysError
-from recsys.events import Float32, Int32, Int64, lengths_to_offsets
+from recsys.events import Float32, Int32, Int64, concatenated_ranges, lengths_to_offsets
 from recsys.relevance_kernel import KernelItems, KernelLog, KernelWeights, score_requests
 from recsys.requests import HistoryBatch, Requests
 
@@ -191,18 +191,27 @@ class HistorySlots:
     @classmethod
     def of(cls, history: HistoryBatch, limit: int, types: int) -> HistorySlots:
         """The last `limit` events of each request in slots; `types` is how many types have a bias."""
+        history = newest_events(history, limit)
         lengths = np.diff(history.offsets)
         from_end = np.repeat(history.offsets[1:], lengths) - np.arange(len(history.item_index))
-        kept = from_end <= limit
-        hours = np.maximum(history.age_s[kept], 0.0) / 3600.0
-        kind = history.type_index[kept]
+        hours = np.maximum(history.age_s, 0.0) / 3600.0
+        kind = history.type_index
         return cls(
-            lengths_to_offsets(np.minimum(lengths, limit)),
-            history.item_index[kept].astype(np.int32),
+            history.offsets,
+            history.item_index.astype(np.int32),
             np.minimum(np.log2(hours + 1.0), AGE_SLOTS - 1).astype(np.int32),
-            np.minimum(np.log2(from_end[kept]), PLACE_SLOTS - 1).astype(np.int32),
+            np.minimum(np.log2(from_end), PLACE_SLOTS - 1).astype(np.int32),
             np.where((kind >= 0) & (kind < types), kind, types).astype(np.int32),
         )
+
+
+def newest_events(history: HistoryBatch, limit: int) -> HistoryBatch:
+    """The last `limit` events of each request."""
+    lengths = np.minimum(np.diff(history.offsets), limit)
+    rows = concatenated_ranges(history.offsets[1:] - lengths, history.offsets[1:])
+    return HistoryBatch(
+        lengths_to_offsets(lengths), history.item_index[rows], history.type_index[rows], history.age_s[rows]
+    )
 
 
 class RelevanceHead:

@@ -6,7 +6,7 @@ leaves the rows of earlier requests as they were. Nothing here knows a model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,6 +38,16 @@ class Examples:
         offsets = self.requests.offsets
         rows = concatenated_ranges(offsets[requests], offsets[requests + 1])
         return Examples(self.requests.take(requests), self.weight[rows])
+
+    def keep(self, rows: Bool) -> Examples:
+        """The same requests with only these rows; `rows` has shape (rows,)."""
+        requests = self.requests
+        lengths = np.bincount(requests.request_of_row()[rows], minlength=len(requests))
+        columns = {
+            name: getattr(requests, name)[rows] for name in ("item_index", "source", "label", "position")
+        }
+        kept = replace(requests, offsets=lengths_to_offsets(lengths), **columns)
+        return Examples(kept, self.weight[rows])
 
 
 @dataclass(frozen=True)

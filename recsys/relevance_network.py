@@ -23,7 +23,7 @@ POSITIONS = 64
 """Places with an examination term of their own; those further down share the last one."""
 
 ITEM_EFFECT_PACE = 10.0
-"""Learning rate of the item effects in head learning rates: they must explain an item before its text does."""
+"""The item effects learn so many times as fast, to explain an item before its text does."""
 
 SLATE_WIDTH = 64
 """Wider slates are cut into pieces of so many rows: the loss is a row's, and padding stays small."""
@@ -206,7 +206,7 @@ def _index(values: NDArray[np.integer]) -> Tensor:
 
 
 def parameter_groups(network: HeadNetwork, config: HeadConfig) -> list[dict[str, Any]]:
-    """AdamW groups: matrices decay, vectors do not, item effects learn `ITEM_EFFECT_PACE` times as fast."""
+    """AdamW groups: matrices decay, vectors do not, item effects learn `ITEM_EFFECT_PACE` as fast."""
     learned = list(network.learned.values())
     matrices = [parameter for parameter in learned if parameter.ndim > 1]
     vectors = [parameter for parameter in learned if parameter.ndim == 1]
