@@ -43,9 +43,10 @@ Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 @dataclass(frozen=True)
 class Fit:
-    """A recommender ready to rank, with the reports of its head and its ranker."""
+    """A recommender ready to rank, its features, and the reports of its head and its ranker."""
 
     recommender: Recommender
+    features: Features
     head: HeadReport
     ranker: RankerReport
 
@@ -84,7 +85,7 @@ def fit(
             matrix, rows, features.schema.names, features.schema.digest, config.ranker, seed=seed
         )
     final, head_report = fit_models(train, visible, embeddings, features, config, step, seed=seed)
-    return Fit(final.with_ranker(ranker), head_report, ranker_report)
+    return Fit(final.with_ranker(ranker), features, head_report, ranker_report)
 
 
 def stacking_split(train: Dataset, protocol: Protocol, config: Config) -> Split:

@@ -1,0 +1,333 @@
+"""The `recsys` command line: reads options, runs one step, prints its result.
+
+Heavy modules are imported inside the commands, so that `recsys --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+
+from pipelines.home import DEFAULT_NAME, Home
+from pipelines.terminal import Terminal
+from recsys.errors import EXIT_DATA, EXIT_SOFTWARE, EXIT_UNAVAILABLE, EXIT_USAGE, RecsysError
+
+app = typer.Typer(
+    name="recsys",
+    help="A personalized recommendation engine for a catalogue with text and a log of what people did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Where everything is kept (RECSYS_HOME, else ./.recsys).")
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", help="MLflow tracking server; default: an SQLite file in the home."),
+]
+NameOption = Annotated[str, typer.Option("--name", help="Registered model name.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value; may be given more than once.")
+]
+MaxBadOption = Annotated[float, typer.Option(help="Largest share of quarantined rows that is put up with.")]
+DataArgument = Annotated[Path, typer.Argument(help="Folder in the dataset layout.")]
+
+
+@app.command()
+def demo(
+    home: HomeOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the world and of the training.")] = 0,
+    users: Annotated[int, typer.Option(help="Users of the simulated world.")] = 2000,
+    items: Annotated[int, typer.Option(help="Items of the simulated world.")] = 1500,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate a small world, train, register, promote and score the night, and print a report."""
+    from pipelines.demo import print_demo, run_demo
+
+    terminal = Terminal(as_json=as_json)
+    document = run_demo(Home.at(home), terminal, seed=seed, users=users, items=items)
+    terminal.result(document, lambda out: print_demo(document, out))
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder to write the dataset and its truth to.")],
+    users: Annotated[int, typer.Option()] = 2000,
+    items: Annotated[int, typer.Option()] = 1500,
+    days: Annotated[int, typer.Option()] = 14,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a simulated dataset whose true click probabilities are known."""
+    from recsys.simulation import SimulationConfig
+    from recsys.simulation import simulate as run
+
+    terminal = Terminal(as_json=as_json)
+    try:
+        config = SimulationConfig(users=users, items=items, days=days, seed=seed)
+    except ValueError as error:
+        raise RecsysError("usage", str(error), exit_code=EXIT_USAGE) from None
+    with terminal.step("simulation") as progress:
+        report = asdict(run(out, config, progress=progress))
+    terminal.result(report, lambda console: _print_pairs(report, console))
+
+
+@app.command("import")
+def import_(
+    format: Annotated[str, typer.Argument(help="mind, movielens, amazon or table.")],
+    source: Annotated[Path, typer.Argument(help="Folder with the original files.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the dataset to.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="key=value for the format, e.g. reviews=Beauty.json.gz."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a public or private data set into the dataset layout."""
+    from pipelines.importing import import_options
+    from recsys.formats import import_dataset
+
+    terminal = Terminal(as_json=as_json)
+    with terminal.step(f"import {format}"):
+        report = import_dataset(format, source, out, **import_options(option or []))
+    terminal.result(report.to_dict(), lambda console: _print_lines(report.lines(), console))
+
+
+@app.command()
+def validate(
+    data: DataArgument,
+    max_bad: MaxBadOption = 0.05,
+    quarantine: Annotated[Path | None, typer.Option(help="Folder for the bad rows.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a dataset, set bad rows apart, and count: in = good + quarantined, by reason."""
+    from recsys.dataset_folder import load
+
+    terminal = Terminal(as_json=as_json)
+    with terminal.step("check"):
+        _, report = load(data, max_bad=max_bad, quarantine_to=quarantine)
+    terminal.result(report.to_dict(), lambda console: _print_lines(report.lines(), console))
+
+
+@app.command()
+def train(
+    data: DataArgument,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    as_of: Annotated[str | None, typer.Option(help="Train on what happened before this time.")] = None,
+    name: NameOption = DEFAULT_NAME,
+    home: HomeOption = None,
+    tracking_uri: TrackingOption = None,
+    max_bad: MaxBadOption = 0.05,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, judge on a held-out window, and register a version."""
+    from pipelines.config import load_config
+    from pipelines.scoring import parse_moment
+    from pipelines.training import print_trained, trained_document
+    from pipelines.training import train as run
+
+    terminal = Terminal(as_json=as_json)
+    settings = load_config(config, overrides or [], os.environ)
+    moment = None if as_of is None else parse_moment(as_of)
+    place, registry = _home_and_registry(home, tracking_uri)
+    registry.check()
+    dataset = _load(data, settings.roles, max_bad, terminal)
+    trained = run(dataset, settings, place, registry, terminal, name=name, as_of=moment)
+    document = trained_document(trained, data.resolve().name)
+    terminal.result(document, lambda console: print_trained(document, console))
+
+
+@app.command()
+def evaluate(
+    data: DataArgument,
+    protocol: Annotated[str, typer.Option(help="time, last or slate.")] = "time",
+    baselines: Annotated[bool, typer.Option("--baselines/--no-baselines")] = True,
+    seeds: Annotated[list[int] | None, typer.Option("--seeds", help="Give it once a seed.")] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    home: HomeOption = None,
+    max_bad: MaxBadOption = 0.05,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit on the past, score the future, and print a table with intervals."""
+    from pipelines.config import load_config
+    from pipelines.evaluating import evaluate as run
+    from pipelines.evaluating import peak_memory_mb, print_evaluation
+    from recsys.protocols import parse_protocol
+
+    terminal = Terminal(as_json=as_json)
+    wanted = parse_protocol(protocol)
+    settings = load_config(config, overrides or [], os.environ)
+    dataset = _load(data, settings.roles, max_bad, terminal)
+    chosen = tuple(seeds) if seeds else (settings.seed,)
+    result = run(dataset, wanted, settings, Home.at(home), terminal, seeds=chosen, baselines=baselines)
+    document = {
+        "data": dataset.name,
+        "seeds": list(chosen),
+        **result.document(),
+        "seconds": terminal.elapsed(),
+        "peak_memory_mb": peak_memory_mb(),
+        "step_seconds": terminal.seconds,
+    }
+    terminal.result(document, lambda console: print_evaluation(document, console))
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="models:/NAME/NUMBER, or NAME for its newest version.")] = (
+        DEFAULT_NAME
+    ),
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Skip the gates.")] = False,
+    home: HomeOption = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Move the champion alias to a version that passes the gates of the configuration."""
+    from pipelines.config import load_config
+    from pipelines.registering import promote_version
+
+    terminal = Terminal(as_json=as_json)
+    gates = {} if force else load_config(config, overrides or [], os.environ).gates
+    _, registry = _home_and_registry(home, tracking_uri)
+    document = promote_version(registry, model, gates)
+    terminal.result(document, lambda console: _print_pairs(document, console))
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="Registered model name.")] = DEFAULT_NAME,
+    home: HomeOption = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Swap the champion with the version that was champion before it."""
+    from pipelines.registering import rollback_name
+
+    terminal = Terminal(as_json=as_json)
+    _, registry = _home_and_registry(home, tracking_uri)
+    document = rollback_name(registry, name)
+    terminal.result(document, lambda console: _print_pairs(document, console))
+
+
+@app.command()
+def verify(
+    what: Annotated[
+        str, typer.Argument(help="models:/NAME@ALIAS, a bundle folder, or a folder of published nights.")
+    ] = f"models:/{DEFAULT_NAME}@champion",
+    home: HomeOption = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check digests, formats and golden scores of a bundle, or the digests of published nights."""
+    from pipelines.registering import verify_thing
+
+    terminal = Terminal(as_json=as_json)
+    with terminal.step("verification"):
+        document = verify_thing(what, *_home_and_registry(home, tracking_uri))
+    terminal.result(document, lambda console: _print_pairs(document, console))
+
+
+@app.command()
+def score(
+    data: DataArgument,
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/NUMBER.")] = (
+        f"models:/{DEFAULT_NAME}@champion"
+    ),
+    out: Annotated[Path | None, typer.Option(help="Delta table; default: scores in the home.")] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Items a user.")] = 20,
+    as_of: Annotated[str | None, typer.Option(help="Moment of the scores; default: the log's end.")] = None,
+    night: Annotated[
+        str | None, typer.Option(help="Partition YYYY-MM-DD; default: the day of as-of.")
+    ] = None,
+    max_bad: MaxBadOption = 0.05,
+    allow_shrink: Annotated[bool, typer.Option("--allow-shrink")] = False,
+    home: HomeOption = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score the night: top k items for every user, published as one partition of a Delta table."""
+    from pipelines.scoring import NightSettings, night_document, parse_moment, parse_night, score_night
+
+    terminal = Terminal(as_json=as_json)
+    settings = NightSettings(
+        top_k=top_k,
+        as_of=None if as_of is None else parse_moment(as_of),
+        night=None if night is None else parse_night(night),
+        max_bad=max_bad,
+        allow_shrink=allow_shrink,
+    )
+    place, registry = _home_and_registry(home, tracking_uri)
+    published = out or place.scores
+    result = score_night(data, published, model, settings, place, registry, terminal)
+    document = night_document(result, published)
+    terminal.result(document, lambda console: _print_pairs(document, console))
+
+
+def _home_and_registry(home: Path | None, tracking_uri: str | None) -> tuple[Home, Any]:
+    from recsys.tracking import Registry
+
+    place = Home.at(home)
+    return place, Registry(place.path, tracking_uri)
+
+
+def _load(data: Path, roles: Any, max_bad: float, terminal: Terminal) -> Any:
+    """The dataset, with the counts of its check on standard error."""
+    from recsys.dataset_folder import load
+
+    with terminal.step("dataset"):
+        dataset, report = load(data, roles=roles, max_bad=max_bad)
+    for line in report.lines():
+        terminal.note(f"  {line}")
+    return dataset
+
+
+def _print_pairs(document: dict[str, Any], console: Any) -> None:
+    for key, value in document.items():
+        console.print(f"{key}: {value}", markup=False)
+
+
+def _print_lines(lines: list[str], console: Any) -> None:
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def main() -> NoReturn:
+    """Run the command line; a failure ends with one line on standard error and a sysexits number."""
+    try:
+        code = app(standalone_mode=False)
+    except RecsysError as error:
+        _fail(error.code, error.what, error.where, error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        _fail("usage", error.format_message(), "", EXIT_USAGE)
+    except KeyboardInterrupt:
+        _fail("interrupted", "stopped by the user", "", 130)
+    except ModuleNotFoundError as error:
+        what = f"module {error.name} is missing: install recsys[train]"
+        _fail("missing_extra", what, "", EXIT_UNAVAILABLE)
+    except Exception as error:
+        if os.environ.get("RECSYS_TRACEBACK"):
+            traceback.print_exc()
+        what = f"{type(error).__name__}: {error} (RECSYS_TRACEBACK=1 shows where)"
+        _fail("internal", " ".join(what.split())[:500], "", EXIT_SOFTWARE)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(code: str, what: str, where: str, exit_code: int) -> NoReturn:
+    print(f"error: {code}: {' '.join(f'{what} {where}'.split())}", file=sys.stderr)
+    sys.exit(exit_code or EXIT_DATA)

@@ -1,0 +1,215 @@
+"""`recsys evaluate`: fit on the past, rank the future, compare with the baselines in one table."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from features.replay import Replay
+from pipelines.config import Config
+from pipelines.encoding import TextModel, fit_text
+from pipelines.fitting import Fit, fit, retrieve, stacking_split
+from pipelines.home import Home
+from pipelines.terminal import Terminal, table
+from recsys.baselines import BASELINES, baseline_scorers, slate_scores, top_lists
+from recsys.dataset import Dataset
+from recsys.evaluation import CUTOFFS, Evaluation, evaluate_lists, evaluate_slates
+from recsys.events import Float32, Int64
+from recsys.protocols import Protocol, Split, split
+from recsys.recommender import Recommender, State, blocks, top_ranked
+from recsys.requests import HistoryBatch, Requests
+from recsys.retrieval import seen_items
+
+Scores = dict[str, NDArray[Any]]
+LIST_LENGTH = max(CUTOFFS)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation and what was fitted for it; `fits` has one entry a seed."""
+
+    split: Split
+    evaluation: Evaluation
+    text: TextModel
+    fits: list[Fit]
+    protocol: Protocol
+
+    def document(self) -> dict[str, Any]:
+        """What the table holds, as plain values."""
+        evaluation = self.evaluation
+        return {
+            "protocol": self.protocol,
+            "users": len(np.unique(evaluation.clusters)),
+            "requests": len(self.split.requests),
+            "headline": evaluation.headline,
+            "best_baseline": evaluation.best_baseline,
+            "models": evaluation.models(),
+            "differences": evaluation.differences(),
+            "slices": evaluation.slice_table(),
+            "calibration_error": self.fits[0].head.ece,
+            "head": asdict(self.fits[0].head),
+            "ranker": asdict(self.fits[0].ranker),
+            "text": self.text.report,
+        }
+
+
+def evaluate(
+    data: Dataset,
+    protocol: Protocol,
+    config: Config,
+    home: Home,
+    terminal: Terminal,
+    *,
+    seeds: Sequence[int] = (0,),
+    baselines: bool = True,
+) -> Evaluated:
+    """Fit on the past of `data` and score its future; metrics are averaged over the seeds per user.
+
+    The encoder is fitted once, with the first seed; everything else once a seed.
+    """
+    window = split(data, protocol)
+    text = fit_text(
+        stacking_split(window.train, protocol, config).train, config, home, terminal.step, seed=seeds[0]
+    )
+    history = history_of(window, config)
+    fits, runs = [], []
+    for place, seed in enumerate(seeds):
+        fitted = fit(
+            window.train, window.visible, protocol, text.embeddings.matrix, config, terminal.step, seed=seed
+        )
+        outputs = model_outputs(window, fitted, protocol, config, terminal)
+        if baselines or place == 0:
+            names = BASELINES if baselines else ("popularity",)
+            outputs |= baseline_outputs(
+                window, fitted.recommender, history, protocol, terminal, seed=seed, names=names
+            )
+        fits.append(fitted)
+        runs.append(_measure(window, outputs, np.diff(history.offsets), protocol))
+    return Evaluated(window, _averaged(runs), text, fits, protocol)
+
+
+def history_of(window: Split, config: Config) -> HistoryBatch:
+    """The histories that baselines may use."""
+    return HistoryBatch.of(window.visible.histories, window.requests, limit=config.scoring.history_limit)
+
+
+def model_outputs(
+    window: Split, fitted: Fit, protocol: Protocol, config: Config, terminal: Terminal
+) -> Scores:
+    """Top lists (or slate scores) of the full model and of the head alone."""
+    models, features = fitted.recommender, fitted.features
+    state = Replay(window.visible, features)
+    candidates = window.requests
+    if protocol != "slate":
+        with terminal.step("test candidates") as progress:
+            candidates = retrieve(candidates, models, state, window.visible, progress)
+    with terminal.step("test scores"):
+        full = models.score(candidates, state, threads=config.scoring.threads)
+        head = head_scores(models, candidates, state)
+    if protocol == "slate":
+        return {"full": full, "head": head}
+    rung = np.zeros(len(candidates), np.int8)
+    return {
+        name: top_ranked(candidates, scores, LIST_LENGTH, rung).table(LIST_LENGTH)
+        for name, scores in (("full", full), ("head", head.astype(np.float64)))
+    }
+
+
+def head_scores(models: Recommender, requests: Requests, state: State) -> Float32:
+    """(rows,) the head alone, block by block."""
+    parts = [
+        models.head_scores(part, state.read(part)) for part in map(requests.take, blocks(requests.offsets))
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def baseline_outputs(
+    window: Split,
+    models: Recommender,
+    history: HistoryBatch,
+    protocol: Protocol,
+    terminal: Terminal,
+    *,
+    seed: int = 0,
+    names: Sequence[str] = BASELINES,
+) -> Scores:
+    """Top lists (or slate scores) of the baselines, fitted on the same past."""
+    scorers = baseline_scorers(window, models.retriever, seed=seed)
+    seen = seen_items(window.visible.histories, window.requests)
+    outputs: Scores = {}
+    with terminal.step("baselines") as progress:
+        for place, name in enumerate(names):
+            if protocol == "slate":
+                outputs[name] = slate_scores(scorers[name], window.requests, history)
+            else:
+                outputs[name] = top_lists(scorers[name], window.requests, history, seen, LIST_LENGTH)
+            progress(place + 1, len(names))
+    return outputs
+
+
+def _measure(window: Split, outputs: Scores, lengths: Int64, protocol: Protocol) -> Evaluation:
+    if protocol == "slate":
+        return evaluate_slates(window, outputs, lengths)
+    return evaluate_lists(window, outputs, lengths, protocol)
+
+
+def _averaged(runs: list[Evaluation]) -> Evaluation:
+    """Per-unit means over the seeds of every model that every run has."""
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    values = {
+        model: {metric: np.mean([run.values[model][metric] for run in runs], axis=0) for metric in metrics}
+        for model, metrics in first.values.items()
+    }
+    return replace(first, values=values)
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+def print_evaluation(document: dict[str, Any], out: Console) -> None:
+    """The table of models, the difference to the best baseline, the slices."""
+    headline = document["headline"]
+    first = next(iter(document["models"].values()))
+    wanted = ("auc", "mrr", "ndcg_at_5", "ndcg_at_10") if "auc" in first else _LIST_COLUMNS
+    shown = [name for name in wanted if name in first]
+    order = sorted(document["models"], key=lambda name: -(document["models"][name][headline]["mean"]))
+    rows = [[name, *(_figure(document["models"][name].get(m)) for m in shown)] for name in order]
+    out.print(table(f"{document['data']}, protocol {document['protocol']}", ["model", *shown], rows))
+    best = document["best_baseline"]
+    gap = document["differences"][best][headline]
+    out.print(
+        f"full - {best}, {headline}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}] (paired 95 %)"
+    )
+    slices = [
+        [f"{kind} {name}", f"{entry['units']:,}", *(_only(model) for model in entry["models"].values())]
+        for kind, entries in document["slices"].items()
+        for name, entry in entries.items()
+        if entry["units"]
+    ]
+    out.print(table("slices", ["slice", "requests", "full", best], slices))
+
+
+_LIST_COLUMNS = ("hr_at_10", "recall_at_10", "ndcg_at_10", "mrr_at_10", "coverage_at_10", "novelty_at_10")
+
+
+def _figure(entry: dict[str, float] | None) -> str:
+    if entry is None:
+        return ""
+    if entry["low"] == entry["high"]:
+        return f"{entry['mean']:.4f}"
+    half = (entry["high"] - entry["low"]) / 2
+    return f"{entry['mean']:.4f} ±{half:.4f}"
+
+
+def _only(model: dict[str, dict[str, float]]) -> str:
+    return _figure(next(iter(model.values())))
