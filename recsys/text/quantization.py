@@ -70,7 +70,6 @@ def export(transformer: TextTransformer) -> openvino.Model:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         model = openvino.convert_model(transformer.eval(), example_input=inputs)
-    model.set_friendly_name("encoder")  # else a counter of the process, which changes the digest
     model.reshape({index: openvino.PartialShape([-1, -1]) for index in range(2)})
     return model
 
@@ -108,7 +107,16 @@ def _encoder(
 
 
 def _serialize(model: openvino.Model) -> tuple[bytes, bytes]:
-    """OpenVINO IR as bytes; the library writes files only."""
+    """OpenVINO IR as bytes; the library writes files only.
+
+    Names are given afresh: the library counts them over the life of the process, and the same model
+    is to be the same bytes.
+    """
+    model.set_friendly_name("encoder")
+    for index, node in enumerate(model.get_ordered_ops()):
+        node.set_friendly_name(f"{node.get_type_name()}_{index}")
+        if "fused_names" in node.rt_info:
+            del node.rt_info["fused_names"]
     with tempfile.TemporaryDirectory() as folder:
         graph, weights = Path(folder, "encoder.xml"), Path(folder, "encoder.bin")
         openvino.serialize(model, graph, weights)
