@@ -35,6 +35,14 @@ def group_by_slot(slots: Int64, size: int) -> tuple[Int64, Int64]:
 
 
 @njit(cache=True, nogil=True)
+def _decayed(amount: float, elapsed: float, rate: float) -> float:
+    """The amount · e^(-elapsed · rate), without the exponential where it is 1."""
+    if elapsed == 0.0 or rate == 0.0:
+        return amount
+    return amount * math.exp(-elapsed * rate)
+
+
+@njit(cache=True, nogil=True)
 def accumulate(offsets: Int64, timestamp: Float64, weight: Float64, rates: Float64) -> Float64:
     """(rows, rates) state of the slot just after each of its rows; rows grouped by slot, in time order."""
     state = np.empty((len(timestamp), len(rates)), np.float64)
@@ -45,7 +53,7 @@ def accumulate(offsets: Int64, timestamp: Float64, weight: Float64, rates: Float
                     state[row, h] = weight[row]
                 else:
                     elapsed = timestamp[row] - timestamp[row - 1]
-                    state[row, h] = state[row - 1, h] * math.exp(-elapsed * rates[h]) + weight[row]
+                    state[row, h] = _decayed(state[row - 1, h], elapsed, rates[h]) + weight[row]
     return state
 
 
@@ -121,11 +129,16 @@ def read_states(
         now = moments[request]
         for row in range(offsets[request], offsets[request + 1]):
             at = place[row]
+            if row > offsets[request] and at == place[row - 1]:
+                for column in columns:
+                    if column >= 0:
+                        out[row, column] = out[row - 1, column]
+                continue
             touched = at >= 0 and not math.isnan(moment_last[at])
             nothing = math.nan if at == -1 else 0.0
             elapsed = max(now - moment_last[at], 0.0) if touched else 0.0
             for h in range(width):
-                out[row, columns[h]] = state[at, h] * math.exp(-elapsed * rates[h]) if touched else nothing
+                out[row, columns[h]] = _decayed(state[at, h], elapsed, rates[h]) if touched else nothing
             if columns[width] >= 0:
                 out[row, columns[width]] = elapsed / _DAY_S if touched else math.nan
             if columns[width + 1] >= 0:
@@ -159,8 +172,8 @@ def apply_rows(
         late = now < last[slot]
         for h in range(len(rates)):
             if late:
-                state[slot, h] += w * math.exp(-(last[slot] - now) * rates[h])
+                state[slot, h] += _decayed(w, last[slot] - now, rates[h])
             else:
-                state[slot, h] = state[slot, h] * math.exp(-(now - last[slot]) * rates[h]) + w
+                state[slot, h] = _decayed(state[slot, h], now - last[slot], rates[h]) + w
         last[slot] = max(last[slot], now)
         first[slot] = min(first[slot], now)

@@ -146,9 +146,10 @@ class Replay:
         for table in self.features.plan.tables:
             if table.key == key:
                 rows = self.stream(table)
-                found.append(np.unique(self.items.keys(key, rows.user_index, rows.item_index)))
-        keys = np.unique(np.concatenate(found))
-        return KeySpace(0, keys[keys >= 0])
+                found.append(self.items.keys(key, rows.user_index, rows.item_index))
+        keys = np.sort(np.concatenate(found))
+        new = np.diff(keys, prepend=-1) > 0
+        return KeySpace(0, keys[new & (keys >= 0)])
 
     def _log(self, table: Table) -> TableLog:
         rows = self.stream(table)
