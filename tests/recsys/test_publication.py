@@ -2,7 +2,6 @@ import fcntl
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -350,7 +349,7 @@ try:
     version = Version("recsys", number, "run", {"bundle_digest": str(number) * 64})
     done = publish(folder, pa.RecordBatchReader.from_batches(schema, batches()), night=date(2026, 3, 1),
                    version=version, as_of=1.0)
-    print(done.digest, done.changed, flush=True)
+    print(done.digest, done.changed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
 except RecsysError as error:
     print(error, flush=True)
     sys.exit(error.exit_code)
@@ -368,8 +367,9 @@ def job(folder: Path, number: int, users: int = 20_000, limit: int = 0) -> subpr
 
 
 def finish(started: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = started.communicate(timeout=60)
-    return started.returncode, output.strip()
+    with started:
+        assert started.stdout is not None
+        return started.wait(120), started.stdout.read().strip()
 
 
 def test_a_full_disk_leaves_the_old_night(tmp_path: Path):
@@ -410,7 +410,8 @@ def test_killed_at_any_moment_readers_see_a_whole_night(tmp_path: Path):
     assert kills >= 6
     assert finish(job(tmp_path / "table", 2))[0] == 0
     code, output = finish(job(tmp_path / "table", 2))
-    assert (code, output) == (0, f"{whole['models:/recsys/2']} False")
+    assert code == 0
+    assert output.split()[:2] == [whole["models:/recsys/2"], "False"]
     assert len(list((tmp_path / "table/night=2026-03-01").iterdir())) == 2
 
 
@@ -418,16 +419,16 @@ def test_killed_at_any_moment_readers_see_a_whole_night(tmp_path: Path):
 def test_of_jobs_at_once_one_publishes_and_a_killed_one_holds_nobody(tmp_path: Path):
     """C12: the lock is the kernel's, so it is free the moment its holder dies."""
     held = job(tmp_path, 1, users=2_000_000)
-    wait_for(tmp_path / f".lock-{NIGHT}", str(held.pid))
-    started = time.monotonic()
-    for other in [job(tmp_path, 2, users=10) for _ in range(3)]:
-        code, output = finish(other)
-        assert code == EXIT_TEMPORARY
-        assert output.startswith("lock_held: ")
-        assert f"process {held.pid} on " in output
-    assert time.monotonic() - started < 20
-    held.kill()
-    held.wait()
+    try:
+        wait_for(tmp_path / f".lock-{NIGHT}", f"process {held.pid} on ")
+        for other in [job(tmp_path, 2, users=10) for _ in range(3)]:
+            code, output = finish(other)
+            assert code == EXIT_TEMPORARY
+            assert output.startswith("lock_held: ")
+            assert f"process {held.pid} on " in output
+    finally:
+        held.kill()
+        finish(held)
     assert finish(job(tmp_path, 2, users=10))[0] == 0
     assert verify_night(tmp_path, NIGHT).rows == 100
     assert len(list((tmp_path / "night=2026-03-01").iterdir())) == 1
@@ -444,8 +445,7 @@ def wait_for(path: Path, text: str) -> None:
 def test_memory_stays_flat_over_a_long_stream(tmp_path: Path):
     peaks = []
     for number, users in ((1, 20_000), (2, 400_000)):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        code, _ = finish(job(tmp_path / str(number), number, users=users))
+        code, output = finish(job(tmp_path / str(number), number, users=users))
         assert code == 0
-        peaks.append(max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
-    assert peaks[1] - peaks[0] < 100_000  # kB; the rows alone are 160 MB
+        peaks.append(int(output.split()[2]))
+    assert peaks[1] - peaks[0] < 64_000  # kB; the larger night is 200 MB as Arrow
