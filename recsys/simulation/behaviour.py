@@ -17,13 +17,13 @@ from recsys.simulation.policy import Visits
 from recsys.simulation.world import DAY_S, Items, Population, Tastes
 
 EVENT_TYPES = ("view", "click", "like", "comment", "share", "purchase", "dismiss")
-BASE = -3.7
+BASE = -3.3
 TASTE_WEIGHT = 1.9
-CATEGORY_WEIGHT = 0.5
-LIKING_WEIGHT = 0.35
-QUALITY_WEIGHT = 0.5
+CATEGORY_WEIGHT = 0.6
+LIKING_WEIGHT = 0.25
+QUALITY_WEIGHT = 0.35
 FRESHNESS_WEIGHT = 0.6
-SESSION_WEIGHT = 0.5
+SESSION_WEIGHT = 0.3
 _FRESHNESS_DAYS = 4.0
 _EXAMINATION_POWER = 0.25
 _DISMISS_BELOW = 0.02

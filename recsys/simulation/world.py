@@ -27,10 +27,10 @@ TASTES = 5
 _REGION_SHARE = (0.4, 0.3, 0.2, 0.1)
 _DEVICE_SHARE = (0.6, 0.3, 0.1)
 _DEVICE_ACTIVITY = np.array([1.15, 0.85, 0.6])
-_TASTE_LIFETIME_DAYS = np.array([np.inf, 90.0, 60.0, 40.0, 24.0])
+_TASTE_LIFETIME_DAYS = np.array([np.inf, 120.0, 90.0, 60.0, 30.0])
 _TASTE_STRENGTH = np.array([1.0, 0.9, 0.8, 0.8, 0.8])
-_PERSONAS = 16
-_PERSONA_SUBCATEGORIES = 8
+_PERSONAS = 12
+_PERSONA_SUBCATEGORIES = 6
 _NEVER_ACTIVE_SHARE = 0.03
 _OLDEST_ITEM_DAYS = 60.0
 
@@ -57,9 +57,9 @@ class SimulationConfig:
     days: int = 14
     seed: int = 0
     slate_size: int = 20
-    requests_per_user_day: float = 0.65
+    requests_per_user_day: float = 0.7
     new_items_share: float = 0.3
-    new_users_share: float = 0.25
+    new_users_share: float = 0.2
     start: datetime = datetime(2026, 1, 5, tzinfo=UTC)
     requests_per_chunk: int = 4096
 
@@ -196,7 +196,7 @@ class Population:
 
     def activity(self, users: Int64) -> Float64:
         """Mean requests a day of each user: skewed, different by device, 0 for those who only registered."""
-        skew = np.exp(1.1 * self._draws.normal("user activity", users) - 1.1**2 / 2)
+        skew = np.exp(self._draws.normal("user activity", users) - 0.5)
         rate = self._config.requests_per_user_day * skew * _DEVICE_ACTIVITY[self.device(users)]
         never = self._draws.uniform("user never active", users) < _NEVER_ACTIVE_SHARE
         return np.asarray(np.where(never, 0.0, rate))
@@ -219,7 +219,7 @@ class Population:
         """What users like on a day.
 
         Each of the five tastes is a subcategory for a lifetime (the first forever), swells and fades
-        within it, and is then replaced. Three in four come from the user's persona.
+        within it, and is then replaced. Most come from the user's persona.
         """
         slot = np.arange(TASTES)
         who = users[:, None]
@@ -231,10 +231,10 @@ class Population:
             self._draws.integers(self._persona_shelves.shape[1], "taste typical", who, slot, epoch),
         ]
         own = self._draws.integers(self._shelves, "taste own", who, slot, epoch)
-        shelf = np.where(self._draws.uniform("taste source", who, slot, epoch) < 0.75, typical, own)
+        shelf = np.where(self._draws.uniform("taste source", who, slot, epoch) < 0.85, typical, own)
         swell = 0.75 + 0.25 * np.sin(np.pi * (age - epoch))
         swell = np.where(np.isinf(_TASTE_LIFETIME_DAYS), 1.0, swell)
-        strength = _TASTE_STRENGTH * swell * (0.7 + 0.6 * self._draws.uniform("taste strength", who, slot))
+        strength = _TASTE_STRENGTH * swell * (0.8 + 0.4 * self._draws.uniform("taste strength", who, slot))
         generosity = 0.35 * self._draws.normal("user generosity", users)
         return Tastes(
             shelf.astype(np.int16), strength.astype(np.float32), generosity.astype(np.float32), persona
@@ -249,11 +249,11 @@ class Population:
             attributes: (n, m, families) codes, -1 where missing.
 
         Returns:
-            (n, m); a persona's leaning counts 1, the user's own one half.
+            (n, m); a persona's leaning counts 1, the user's own 0.2.
         """
         codes = np.arange(self._leaning.shape[1])
         u = self._draws.uniform("user leaning", users[:, None], codes)
-        leaning = self._leaning[persona] + 0.5 * ((u < 0.2).astype(np.float32) - (u > 0.85))
+        leaning = self._leaning[persona] + 0.2 * ((u < 0.2).astype(np.float32) - (u > 0.85))
         padded = np.concatenate([leaning, np.zeros((len(users), 1))], axis=1).astype(np.float32)
         total = np.zeros(attributes.shape[:2], np.float32)
         rows = np.arange(len(users))[:, None]
