@@ -115,8 +115,9 @@ def _serialize(model: openvino.Model) -> tuple[bytes, bytes]:
     model.set_friendly_name("encoder")
     for index, node in enumerate(model.get_ordered_ops()):
         node.set_friendly_name(f"{node.get_type_name()}_{index}")
-        if "fused_names" in node.rt_info:
-            del node.rt_info["fused_names"]
+        notes = node.get_rt_info()
+        for key in [key for key in notes if key.startswith("fused_names")]:
+            del notes[key]
     with tempfile.TemporaryDirectory() as folder:
         graph, weights = Path(folder, "encoder.xml"), Path(folder, "encoder.bin")
         openvino.serialize(model, graph, weights)
