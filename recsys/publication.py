@@ -135,6 +135,16 @@ def read_publication(folder: Path, night: date) -> Publication | None:
     return publication
 
 
+def list_nights(folder: Path) -> list[date]:
+    """The nights that are published now, oldest first; empty where there is no table."""
+    table = _open(folder)
+    if table is None:
+        return []
+    actions = pa.table(table.get_add_actions(flatten=True))
+    partitions = {unquote(path).split("/")[0] for path in actions.column("path").to_pylist()}
+    return sorted(date.fromisoformat(name.removeprefix("night=")) for name in partitions)
+
+
 def verify_night(folder: Path, night: date) -> Publication:
     """Read the whole night again and hold it against its manifest.
 

@@ -18,7 +18,7 @@ from recsys.events import Float64
 if TYPE_CHECKING:
     import pandas as pd
 
-    from serving.scorer import Scorer
+    from recsys.scorer import Scorer
 
 REQUIRED = ("request", "user_id", "item_id")
 
