@@ -68,6 +68,11 @@ class Features:
         self.plan = StatePlan(state for formula in formulas for state in formula.inputs)
         self._program = Program.of(columns, self.plan)
         self._comparisons = self._comparison_program()
+        self._others = [
+            (self._place[declaration.columns()[0].name], declaration)
+            for declaration in self.declarations
+            if isinstance(declaration, HistorySimilarity | RequestScore | RequestFact | SourceFlag)
+        ]
 
     def build(
         self,
@@ -88,20 +93,22 @@ class Features:
         """
         matrix = np.full((requests.rows, len(self.schema)), np.nan, np.float32)
         self._program.run(reading.counters, matrix)
-        for declaration in self.declarations:
+        sources = _source_bits(requests)
+        for first, declaration in self._others:
             if isinstance(declaration, HistorySimilarity) and declaration.pairs in pairs:
                 found = history_similarity(
                     declaration, pairs[declaration.pairs], requests, reading.history, event_weights
                 )
                 chosen = [AGGREGATES.index(aggregate) for aggregate in declaration.aggregates]
-                first = self._place[declaration.columns()[0].name]
                 matrix[:, first : first + len(chosen)] = found[:, chosen]
             elif isinstance(declaration, RequestScore) and declaration.name in scores:
-                matrix[:, self._place[declaration.name]] = scores[declaration.name]
-            elif isinstance(declaration, RequestFact):
-                matrix[:, self._place[declaration.fact]] = _fact(declaration.fact, requests, reading)
+                matrix[:, first] = scores[declaration.name]
             elif isinstance(declaration, SourceFlag):
-                matrix[:, self._place[f"from_{declaration.source}"]] = _flag(declaration.source, requests)
+                matrix[:, first] = sources[:, SOURCES.index(declaration.source)]
+            elif isinstance(declaration, RequestFact) and declaration.fact == "sources":
+                matrix[:, first] = sources.sum(axis=1)
+            elif isinstance(declaration, RequestFact):
+                matrix[:, first] = _fact(declaration.fact, requests, reading)
         compare_in_slate(requests.offsets, self._comparisons, matrix)
         return matrix
 
@@ -150,9 +157,6 @@ class Features:
 
 def _fact(fact: str, requests: Requests, reading: Reading) -> Float32:
     """(rows,) a plain count, see `RequestFact`."""
-    if fact == "sources":
-        bits = sum(((requests.source >> bit) & 1) for bit in range(len(SOURCES)))
-        return np.where(requests.source > 0, bits, np.nan).astype(np.float32)
     if fact == "repeats":
         counts = np.empty(requests.rows, np.float32)
         history = reading.history
@@ -164,6 +168,8 @@ def _fact(fact: str, requests: Requests, reading: Reading) -> Float32:
     return np.repeat(values, lengths).astype(np.float32)
 
 
-def _flag(source: str, requests: Requests) -> Float32:
-    bit = (requests.source >> SOURCES.index(source)) & 1
-    return np.where(requests.source > 0, bit, np.nan).astype(np.float32)
+def _source_bits(requests: Requests) -> Float32:
+    """(rows, sources) whether each retriever proposed the candidate; NaN where none did."""
+    bits = ((requests.source[:, None] >> np.arange(len(SOURCES))) & 1).astype(np.float32)
+    bits[requests.source == 0] = np.nan
+    return bits

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from features.declaration import Key
@@ -21,16 +22,13 @@ NOTHING_YET = -2
 Array = TypeVar("Array", bound=NDArray[Any])
 
 _BITS = 32
+_MULTIPLIER = 0x9E3779B97F4A7C1
+_PIECE = 65_536
 _SECOND: dict[Key, Key] = {
     "user_category": "category",
     "user_subcategory": "subcategory",
     "user_item": "item",
 }
-
-
-def is_composite(key: Key) -> bool:
-    """True for user × something, whose slots are looked up; other keys are their own slot."""
-    return key in _SECOND
 
 
 def writable(array: Array) -> Array:
@@ -90,46 +88,92 @@ def _gather(codes: Int32, item_index: Int32) -> Int64:
     return found
 
 
-class KeySpace:
-    """Keys to slots 0..size-1, growing. A plain key is its own slot; composite keys get one each."""
+class PlainKeys:
+    """Keys that are their own slots 0..size-1."""
 
-    def __init__(self, size: int, keys: Int64 | None = None) -> None:
-        """Take the number of plain keys, or the composite `keys`, sorted and unique."""
-        self._keys = keys
-        self._added: dict[int, int] = {}
-        self.size = size if keys is None else len(keys)
+    def __init__(self, size: int) -> None:
+        self.size = size
 
     def find(self, keys: Int64) -> Int64:
         """(rows,) slots; UNKNOWN or NOTHING_YET where there is none."""
-        if self._keys is None:
-            return np.where(keys < self.size, keys, NOTHING_YET)
-        slots = np.full(len(keys), NOTHING_YET, np.int64)
-        if len(self._keys):
-            place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-            hit = self._keys[place] == keys
-            slots[hit] = place[hit]
-        if self._added:
-            for row in np.flatnonzero(slots == NOTHING_YET):
-                slots[row] = self._added.get(int(keys[row]), NOTHING_YET)
-        slots[keys == UNKNOWN] = UNKNOWN
-        return slots
+        return np.where(keys < self.size, keys, NOTHING_YET)
+
+    def find_or_add(self, keys: Int64) -> Int64:
+        """(rows,) slots, making room for every new key; UNKNOWN stays UNKNOWN."""
+        self.size = max(self.size, int(keys.max(initial=-1)) + 1)
+        return keys
+
+
+class CompositeKeys:
+    """Keys of user × something; each gets the next slot in turn, and is found by hashing."""
+
+    def __init__(self, keys: Int64) -> None:
+        """Take unique keys in slot order."""
+        self.size = len(keys)
+        self._keys = keys
+        self._rehash()
+
+    @property
+    def keys(self) -> Int64:
+        """(size,) keys in slot order."""
+        return self._keys[: self.size]
+
+    def find(self, keys: Int64) -> Int64:
+        """(rows,) slots; UNKNOWN or NOTHING_YET where there is none."""
+        return _find(self._table, self._keys, keys)
 
     def find_or_add(self, keys: Int64) -> Int64:
         """(rows,) slots, giving every new key the next one; UNKNOWN stays UNKNOWN."""
-        if self._keys is None:
-            self.size = max(self.size, int(keys.max(initial=-1)) + 1)
-            return keys
-        slots = self.find(keys)
-        for row in np.flatnonzero(slots == NOTHING_YET):
-            slot = self._added.setdefault(int(keys[row]), self.size)
-            self.size = max(self.size, slot + 1)
-            slots[row] = slot
+        pieces = [self._add(keys[row : row + _PIECE]) for row in range(0, len(keys), _PIECE)]
+        return np.concatenate(pieces) if pieces else keys
+
+    def _add(self, keys: Int64) -> Int64:
+        if self.size + len(keys) > len(self._keys):
+            self._keys = np.concatenate([self.keys, np.zeros(self.size + len(keys), np.int64)])
+            self._rehash()
+        slots, self.size = _find_or_add(self._table, self._keys, self.size, keys)
         return slots
 
-    def sorted_keys(self) -> tuple[Int64, Int64] | None:
-        """Composite keys ascending and the slot of each; None for plain keys."""
-        if self._keys is None:
-            return None
-        keys = np.concatenate([self._keys, np.fromiter(self._added, np.int64, len(self._added))])
-        slots = np.argsort(keys, kind="stable")
-        return keys[slots], slots.astype(np.int64)
+    def _rehash(self) -> None:
+        """A fresh table of a power of two, at most half full even when all the room for keys is used."""
+        self._table = np.full(1 << max(4, int(2 * len(self._keys)).bit_length()), -1, np.int64)
+        _find_or_add(self._table, self._keys, 0, self.keys.copy())
+
+
+KeySpace = PlainKeys | CompositeKeys
+"""From keys to slots, growing."""
+
+
+@njit(cache=True, nogil=True)
+def _place(table: Int64, known: Int64, key: int) -> int:
+    """Where the key's slot stands, or the free place where it belongs (Knuth's multiplicative hash)."""
+    mask = len(table) - 1
+    place = (key * _MULTIPLIER) >> _BITS & mask
+    while table[place] >= 0 and known[table[place]] != key:
+        place = (place + 1) & mask
+    return place
+
+
+@njit(cache=True, nogil=True)
+def _find(table: Int64, known: Int64, keys: Int64) -> Int64:
+    slots = np.empty(len(keys), np.int64)
+    for row in range(len(keys)):
+        slot = table[_place(table, known, keys[row])] if keys[row] >= 0 else -1
+        slots[row] = slot if slot >= 0 or keys[row] < 0 else -2
+    return slots
+
+
+@njit(cache=True, nogil=True)
+def _find_or_add(table: Int64, known: Int64, size: int, keys: Int64) -> tuple[Int64, int]:
+    slots = np.empty(len(keys), np.int64)
+    for row in range(len(keys)):
+        if keys[row] < 0:
+            slots[row] = -1
+            continue
+        place = _place(table, known, keys[row])
+        if table[place] < 0:
+            table[place] = size
+            known[size] = keys[row]
+            size += 1
+        slots[row] = table[place]
+    return slots, size

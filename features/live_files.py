@@ -12,7 +12,7 @@ from safetensors.numpy import load, save
 
 from features.builder import Features
 from features.declaration import Key
-from features.keys import ItemTable, KeySpace
+from features.keys import CompositeKeys, ItemTable, KeySpace, PlainKeys
 from features.live_tables import Inlet, LogRows
 from features.streams import StreamWeights
 from recsys.errors import RecsysError
@@ -79,25 +79,27 @@ def fill_live(live: LiveState, arrays: Arrays) -> None:
 
 
 def _put_tables(live: LiveState, arrays: Arrays) -> None:
-    """The states by slot; composite keys are saved ascending, and their states in that order."""
-    order: dict[Key, NDArray[np.int64]] = {}
+    """The states by slot, and the composite keys in slot order."""
     for key, space in live.spaces.items():
-        found = space.sorted_keys()
-        if found is None:
-            order[key] = np.arange(space.size, dtype=np.int64)
-        else:
-            arrays[f"keys.{key}"], order[key] = found
+        if isinstance(space, CompositeKeys):
+            arrays[f"keys.{key}"] = space.keys
     for place, (table, kept) in enumerate(zip(live.features.plan.tables, live.tables, strict=True)):
-        kept.reserve(live.spaces[table.key].size)
-        slots = order[table.key]
-        arrays[f"table{place}.state"] = kept.state[slots]
-        arrays[f"table{place}.last"] = kept.last[slots]
-        arrays[f"table{place}.first"] = kept.first[slots]
+        size = live.spaces[table.key].size
+        kept.reserve(size)
+        arrays[f"table{place}.state"] = kept.state[:size]
+        arrays[f"table{place}.last"] = kept.last[:size]
+        arrays[f"table{place}.first"] = kept.first[:size]
 
 
 def _spaces(sizes: Mapping[str, int], arrays: Arrays) -> dict[Key, KeySpace]:
     keys: tuple[Key, ...] = get_args(Key)
-    return {key: KeySpace(sizes[key], arrays.get(f"keys.{key}")) for key in keys if key in sizes}
+    spaces: dict[Key, KeySpace] = {}
+    for key in keys:
+        if f"keys.{key}" in arrays:
+            spaces[key] = CompositeKeys(arrays[f"keys.{key}"])
+        elif key in sizes:
+            spaces[key] = PlainKeys(sizes[key])
+    return spaces
 
 
 def _put_inlet(name: str, inlet: Inlet, arrays: Arrays) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,13 +36,13 @@ class Table:
         """True where events update it, False where slate rows do."""
         return self.stream in EVENT_STREAMS
 
-    @property
+    @cached_property
     def rates(self) -> Float64:
         """(half-lives,) exponential decay a second, ln 2 / half-life; 0 where nothing decays."""
         lives = (math.inf if h is None else h for h in self.half_lives_days)
         return np.array([math.log(2) / (h * DAY_S) for h in lives], np.float64)
 
-    @property
+    @cached_property
     def column_array(self) -> Int64:
         """`columns` for the kernels."""
         return np.array(self.columns, np.int64)

@@ -7,14 +7,15 @@ own slate, is never in its features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from features.builder import Features
 from features.counters import accumulate, group_by_slot, last_known, read_states
-from features.declaration import Key
-from features.keys import ItemTable, KeySpace, is_composite, writable
+from features.declaration import Key, Stream
+from features.keys import CompositeKeys, ItemTable, KeySpace, PlainKeys, writable
 from features.plan import Table
 from features.reading import Reading, fill_catalogue
 from features.streams import StreamWeights, weights_of
@@ -57,8 +58,9 @@ class Replay:
         self.features = features
         self.items = ItemTable.of(dataset.catalogue)
         self._weights = weights if weights is not None else weights_of(dataset)
-        self.spaces = self._key_spaces()
-        self.logs = [self._log(table) for table in features.plan.tables]
+        streams = {table.stream: self._stream(table) for table in features.plan.tables}
+        self.spaces = self._key_spaces(streams)
+        self.logs = [self._log(table, streams[table.stream]) for table in features.plan.tables]
 
     def read(self, requests: Requests) -> Reading:
         """Histories and states of these requests; see `Reading` for shapes."""
@@ -91,7 +93,7 @@ class Replay:
             return slates.offsets[np.searchsorted(slates.timestamp, newest, side="left")]
         return self._known(moment, known, table.delay_s)
 
-    def stream(self, table: Table) -> StreamRows:
+    def _stream(self, table: Table) -> StreamRows:
         """The log rows that update a table, those with a weight."""
         events, slates = self.dataset.events, self.dataset.slates
         if table.of_events:
@@ -129,7 +131,7 @@ class Replay:
         old_enough = replace(requests, known=known)
         return HistoryBatch.of(self.dataset.histories, old_enough, limit=self.features.history_limit)
 
-    def _key_spaces(self) -> dict[Key, KeySpace]:
+    def _key_spaces(self, streams: Mapping[Stream, StreamRows]) -> dict[Key, KeySpace]:
         catalogue = self.dataset.catalogue
         sizes: dict[Key, int] = {
             "global": 1,
@@ -138,27 +140,24 @@ class Replay:
             "category": len(catalogue.category_names),
             "subcategory": len(catalogue.subcategory_names),
         }
-        keys = dict.fromkeys(table.key for table in self.features.plan.tables)
-        return {key: self._composite(key) if is_composite(key) else KeySpace(sizes[key]) for key in keys}
-
-    def _composite(self, key: Key) -> KeySpace:
-        found = [np.zeros(0, np.int64)]
+        spaces: dict[Key, KeySpace] = {}
         for table in self.features.plan.tables:
-            if table.key == key:
-                rows = self.stream(table)
-                found.append(self.items.keys(key, rows.user_index, rows.item_index))
-        keys = np.sort(np.concatenate(found))
-        new = np.diff(keys, prepend=-1) > 0
-        return KeySpace(0, keys[new & (keys >= 0)])
+            if table.key in sizes:
+                spaces[table.key] = PlainKeys(sizes[table.key])
+                continue
+            space = spaces.setdefault(table.key, CompositeKeys(np.zeros(0, np.int64)))
+            space.find_or_add(self._keys(table.key, streams[table.stream]))
+        return spaces
 
-    def _log(self, table: Table) -> TableLog:
-        rows = self.stream(table)
+    def _log(self, table: Table, rows: StreamRows) -> TableLog:
         space = self.spaces[table.key]
-        slots = space.find(self.items.keys(table.key, rows.user_index, rows.item_index))
-        offsets, order = group_by_slot(slots, space.size)
+        offsets, order = group_by_slot(space.find(self._keys(table.key, rows)), space.size)
         timestamp = rows.timestamp[order]
         state = accumulate(offsets, timestamp, rows.weight[order], table.rates)
         return TableLog(offsets, rows.sequence[order], timestamp, state)
+
+    def _keys(self, key: Key, rows: StreamRows) -> Int64:
+        return self.items.keys(key, rows.user_index, rows.item_index)
 
 
 def slots_of_rows(spaces: dict[Key, KeySpace], items: ItemTable, requests: Requests) -> dict[Key, Int64]:

@@ -1,4 +1,5 @@
-"""How fast the features are: replay against a Python loop in the same run, the matrix, one live request. CPU time.
+"""How fast the features are: replay against a Python loop in the same run, the matrix, one live
+request. CPU time.
 
 python tests/benchmarks/bench_features.py [--events 200000] [--slates 10000]
 """
