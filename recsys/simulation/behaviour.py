@@ -29,13 +29,24 @@ _EXAMINATION_POWER = 0.25
 _DISMISS_BELOW = 0.02
 _AFTER_CLICK = {"like": (-2.6, 2.5), "comment": (-4.2, 2.0), "share": (-4.0, 2.0), "purchase": (-4.6, 3.5)}
 _AFTER_QUALITY = 0.5
-_SESSION_TAIL_S = (900.0, 300.0)
-"""Shortest gap between two requests of a session and its random part; no slate keeps one longer."""
+_SHORTEST_GAP_S, _GAP_SPREAD_S = 900.0, 300.0
+"""Between two requests of a session. A slate's events are over before the shortest gap is."""
+
+_DELAYS = {
+    "view": (0.0, 0.0),
+    "click": (1.0, 0.0),
+    "like": (1.0, 0.4),
+    "comment": (1.0, 0.8),
+    "share": (1.0, 0.6),
+    "purchase": (1.0, 0.95),
+    "dismiss": (1.0, 0.0),
+}
+"""Seconds from looking at the item to the event, and the part of the time spent on it that is added."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened on n slates of m places. `item`, `attraction`, `clicked`: (n, m); `examination` (m,)."""
+    """What happened on n slates of m places. All shapes (n, m), but `examination` is (m,)."""
 
     item: Int64
     attraction: Float32
@@ -55,7 +66,7 @@ class EventRows:
 
     timestamp_us: Int64
     slate: Int64
-    user: Int64
+    user: NDArray[np.integer]
     item: Int64
     kind: NDArray[np.int8]
     position: NDArray[np.int16]
@@ -82,7 +93,9 @@ class EventRows:
         return halves[0], halves[1]
 
 
-def visits_of_day(population: Population, draws: Draws, day: int, day_start_s: float, users: Int64) -> Visits:
+def visits_of_day(
+    population: Population, draws: Draws, day: int, day_start_s: float, users: NDArray[np.integer]
+) -> Visits:
     """All requests of these users on a day, in no set order: one session a user, minutes between requests."""
     counts = population.requests(users, day)
     who = np.repeat(users, counts)
@@ -92,9 +105,9 @@ def visits_of_day(population: Population, draws: Draws, day: int, day_start_s: f
         [0, 0.03, 0.1, 0.3, 0.5, 0.65, 0.9, 1],
         [0, 6, 8, 11, 15, 18, 21.5, 22.2],
     )
-    shortest, spread = _SESSION_TAIL_S
-    gap = shortest + spread * draws.uniform("session pace", who, day)
-    return Visits(who, day, ordinal, np.round(day_start_s + hour * 3600 + ordinal * gap, 3))
+    gap = _SHORTEST_GAP_S + _GAP_SPREAD_S * draws.uniform("session pace", who, day)
+    moment = np.round(day_start_s + hour * 3600 + ordinal * gap, 3)
+    return Visits(who.astype(np.int32), day, ordinal.astype(np.int8), moment)
 
 
 def attraction(
@@ -138,13 +151,13 @@ def events_of(visits: Visits, first_slate: int, result: Outcome, items: Items, d
     dwell = 8.0 + 22.0 * draws.uniform("dwell", *keys)
     spent = np.cumsum(result.clicked * dwell, axis=1) - result.clicked * dwell
     reading = places * (1.5 + 1.5 * draws.uniform("pace", visits.user, visits.day))[:, None]
-    limit = _SESSION_TAIL_S[0] - 60.0
-    seen = np.minimum(reading + spent, limit)
+    seen = np.minimum(reading + spent, _SHORTEST_GAP_S - 60.0)
     parts = []
     for kind, name in enumerate(EVENT_TYPES):
         happened = _happened(name, result, items, draws.uniform(f"{name} happened", *keys))
         slate, column = np.nonzero(happened)
-        delay = seen[slate, column] + _delay(kind, dwell[slate, column])
+        wait, share = _DELAYS[name]
+        delay = seen[slate, column] + wait + share * (dwell[slate, column] - 2.0)
         moment = visits.timestamp_s[slate] + delay
         parts.append(
             EventRows(
@@ -170,9 +183,3 @@ def _happened(name: str, result: Outcome, items: Items, u: Float64) -> Bool:
     base, slope = _AFTER_CLICK[name]
     logit = base + slope * result.attraction + _AFTER_QUALITY * items.quality[result.item]
     return result.clicked & (u < 1.0 / (1.0 + np.exp(-logit)))
-
-
-def _delay(kind: int, dwell: Float64) -> Float64:
-    """Seconds from looking at the item to the event: the click after a moment, the rest while dwelling."""
-    share = (0.0, 0.0, 0.4, 0.8, 0.6, 0.95, 0.0)[kind]
-    return (0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)[kind] + share * (dwell - 2.0)

@@ -32,11 +32,12 @@ class Visits:
     """Requests of one day, in time order. All shapes (n,).
 
     `ordinal` is the number of the request among the user's requests of that day, from 0.
+    A day's visits are the largest thing held at one time, hence the small types.
     """
 
-    user: Int64
+    user: Int32
     day: int
-    ordinal: Int64
+    ordinal: NDArray[np.int8]
     timestamp_s: Float64
 
     def __len__(self) -> int:
@@ -64,18 +65,37 @@ class Memory:
         self.popularity: Float64 = np.zeros(items)
         self.recent: Int32 = np.full((users, RECENT_CLICKS), -1, np.int32)
 
-    def learn(self, user: Int64, item: Int64) -> None:
+    def learn(self, user: Int32, item: Int32) -> None:
         """Take in a day's clicks, in time order; both arrays (clicks,)."""
         self.popularity *= _POPULARITY_DECAY
         self.popularity += np.bincount(item, minlength=len(self.popularity))
         order = np.argsort(user, kind="stable")
         who, first, counts = np.unique(user[order], return_index=True, return_counts=True)
-        for place in range(min(RECENT_CLICKS, int(counts.max(initial=0)))):
+        first, counts = first + np.maximum(counts - RECENT_CLICKS, 0), np.minimum(counts, RECENT_CLICKS)
+        for place in range(int(counts.max(initial=0))):
             busy = counts > place
             newest = order[first[busy] + place]
             rows = who[busy]
             self.recent[rows, 1:] = self.recent[rows, :-1]
             self.recent[rows, 0] = item[newest]
+
+
+@dataclass(frozen=True)
+class _Belief:
+    """Shapes: `shelf`, `weight` (n, slots), weights of a row summing to 1 or 0; `share` (n,)."""
+
+    shelf: NDArray[np.int64]
+    weight: Float64
+    share: Float64
+
+    @property
+    def last(self) -> Int64:
+        """(n,) the last slot with weight, so that rounding never picks an empty subcategory."""
+        slots = self.weight.shape[1]
+        return slots - 1 - np.argmax(self.weight[:, ::-1] > 0, axis=1)
+
+    def take(self, rows: Int64) -> _Belief:
+        return _Belief(self.shelf[rows], self.weight[rows], self.share[rows])
 
 
 class DayPolicy:
@@ -99,7 +119,7 @@ class DayPolicy:
         self._fresh_edges = np.cumsum(self._fresh)
         shelves = items.subcategory[: self.live]
         self._by_shelf = np.argsort(shelves, kind="stable")
-        self._shelf_size = np.bincount(shelves, minlength=int(items.subcategory.max()) + 1)
+        self._shelf_size = np.bincount(shelves, minlength=items.subcategories)
         self._shelf_start = lengths_to_offsets(self._shelf_size)[:-1]
 
     def slates(self, visits: Visits, tastes: Tastes) -> tuple[Int64, Float32]:
@@ -108,19 +128,19 @@ class DayPolicy:
         barred = self._barred(visits)
         shown = self._drawn(visits, belief, barred)
         mass = self._mass(shown, belief)
-        taken = np.where(first_seen(barred), self._mass(np.maximum(barred, 0), belief), 0.0)
-        taken[barred < 0] = 0.0
+        counted = first_seen(barred) & (barred >= 0)
+        taken = np.where(counted, self._mass(np.maximum(barred, 0), belief), 0.0)
         above = np.cumsum(mass, axis=1) - mass + taken.sum(axis=1, keepdims=True)
         propensity = np.minimum(mass / np.maximum(1.0 - above, mass), 1.0)
         return shown, propensity.astype(np.float32)
 
     def _belief(self, visits: Visits, tastes: Tastes) -> _Belief:
         """What the policy takes the tastes to be: flattened strengths and one wrong subcategory."""
-        shelves = len(self._shelf_size)
-        wrong = self._draws.integers(shelves, "wrong taste", visits.user, visits.day // 7)
-        shelf = np.concatenate([np.minimum(tastes.subcategory, shelves - 1), wrong[:, None]], axis=1)
-        known = np.where(tastes.subcategory < shelves, np.sqrt(tastes.strength), 0.0)
-        weight = np.concatenate([known, np.full((len(visits), 1), _WRONG_TASTE)], axis=1)
+        wrong = self._draws.integers(len(self._shelf_size), "wrong taste", visits.user, visits.day // 7)
+        shelf = np.concatenate([tastes.subcategory, wrong[:, None]], axis=1)
+        weight = np.concatenate(
+            [np.sqrt(tastes.strength), np.full((len(visits), 1), _WRONG_TASTE)], axis=1, dtype=np.float64
+        )
         weight = np.where(self._shelf_size[shelf] > 0, weight, 0.0)
         total = weight.sum(axis=1, keepdims=True)
         share = np.where(total[:, 0] > 0, TASTE_SHARE, 0.0)
@@ -185,24 +205,6 @@ class DayPolicy:
             + belief.share[:, None] * taste
             + uniform[:, None]
         )
-
-
-@dataclass(frozen=True)
-class _Belief:
-    """Shapes: `shelf`, `weight` (n, slots), weights of a row summing to 1 or 0; `share` (n,)."""
-
-    shelf: NDArray[np.int64]
-    weight: Float64
-    share: Float64
-
-    @property
-    def last(self) -> Int64:
-        """(n,) the last slot with weight, so that rounding never picks an empty subcategory."""
-        slots = self.weight.shape[1]
-        return slots - 1 - np.argmax(self.weight[:, ::-1] > 0, axis=1)
-
-    def take(self, rows: Int64) -> _Belief:
-        return _Belief(self.shelf[rows], self.weight[rows], self.share[rows])
 
 
 def first_seen(values: Int64) -> Bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recsys.events import Float32, Int64
+from recsys.events import Float32, Int32, Int64
 from recsys.simulation import write
 from recsys.simulation.behaviour import (
     EVENT_TYPES,
@@ -72,6 +72,9 @@ def simulate(
         out: folder, made if missing.
         config: sizes and seed.
         progress: called with (days done, days) after each day.
+
+    Raises:
+        RecsysError: `storage_full` or `storage_failed` (exit 74); earlier files are then untouched.
     """
     started = time.perf_counter()
     with write.TableWriter(out) as tables:
@@ -189,7 +192,7 @@ class _Run:
         ]
         return Visits.merged(blocks)
 
-    def _chunk(self, visits: Visits, policy: DayPolicy) -> tuple[Int64, Int64]:
+    def _chunk(self, visits: Visits, policy: DayPolicy) -> tuple[Int32, Int32]:
         """Simulate and write consecutive slates; returns their clicks as (users, items) in time order."""
         self._emit(int(np.rint(visits.timestamp_s[0] * 1e6)))
         tastes = self._population.tastes(visits.user, visits.day)
@@ -201,7 +204,7 @@ class _Run:
         self._pending.append(events_of(visits, first, result, self._items, self._draws))
         self.tally.add(result)
         slate, column = np.nonzero(result.clicked)
-        return visits.user[slate], shown[slate, column]
+        return visits.user[slate], shown[slate, column].astype(np.int32)
 
     def _write_slates(self, visits: Visits, result: Outcome, propensity: Float32, first: int) -> None:
         slates, length = result.item.shape

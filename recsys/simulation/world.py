@@ -61,7 +61,7 @@ class SimulationConfig:
     new_items_share: float = 0.3
     new_users_share: float = 0.2
     start: datetime = datetime(2026, 1, 5, tzinfo=UTC)
-    requests_per_chunk: int = 4096
+    requests_per_chunk: int = 1024
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no world.
@@ -97,6 +97,7 @@ class Items:
         attributes: (n, families) codes into the grammar's attributes, -1 where the text has none.
         quality: (n,) standard normal, in no text: only behaviour shows it.
         created_s: (n,) epoch seconds, ascending.
+        subcategories: how many there are in the grammar.
     """
 
     subcategory: NDArray[np.int16]
@@ -104,6 +105,7 @@ class Items:
     attributes: NDArray[np.int8]
     quality: Float32
     created_s: Float64
+    subcategories: int
 
     def __len__(self) -> int:
         return len(self.created_s)
@@ -133,6 +135,7 @@ class Items:
             attributes,
             draws.normal("item quality", items).astype(np.float32),
             _creation(config, draws),
+            shelves,
         )
 
 
@@ -179,29 +182,29 @@ class Population:
         """Category codes of these subcategories; same shape."""
         return np.asarray(self._categories[subcategory])
 
-    def arrival_day(self, users: Int64) -> Int64:
+    def arrival_day(self, users: NDArray[np.integer]) -> Int64:
         """First day on which each user can act; 0 for those who were there before the log."""
         u = self._draws.uniform("user arrival", users)
         share = self._config.new_users_share
         later = 1 + (u / max(share, 1e-12) * (self._config.days - 1)).astype(np.int64)
         return np.where((u < share) & (self._config.days > 1), later, 0)
 
-    def region(self, users: Int64) -> Int64:
+    def region(self, users: NDArray[np.integer]) -> Int64:
         """Codes into `REGIONS`."""
         return _choose(self._draws.uniform("user region", users), np.array(_REGION_SHARE))
 
-    def device(self, users: Int64) -> Int64:
+    def device(self, users: NDArray[np.integer]) -> Int64:
         """Codes into `DEVICES`."""
         return _choose(self._draws.uniform("user device", users), np.array(_DEVICE_SHARE))
 
-    def activity(self, users: Int64) -> Float64:
+    def activity(self, users: NDArray[np.integer]) -> Float64:
         """Mean requests a day of each user: skewed, different by device, 0 for those who only registered."""
         skew = np.exp(self._draws.normal("user activity", users) - 0.5)
         rate = self._config.requests_per_user_day * skew * _DEVICE_ACTIVITY[self.device(users)]
         never = self._draws.uniform("user never active", users) < _NEVER_ACTIVE_SHARE
         return np.asarray(np.where(never, 0.0, rate))
 
-    def requests(self, users: Int64, day: int) -> Int64:
+    def requests(self, users: NDArray[np.integer], day: int) -> Int64:
         """How many requests each user makes on a day: Poisson, at most six; newcomers make at least one."""
         rate, arrival = self.activity(users), self.arrival_day(users)
         u = self._draws.uniform("requests", users, day)
@@ -215,7 +218,7 @@ class Population:
         count = np.where((arrival == day) & (day > 0), np.maximum(count, 1), count)
         return np.where((arrival <= day) & (rate > 0), count, 0)
 
-    def tastes(self, users: Int64, day: int) -> Tastes:
+    def tastes(self, users: NDArray[np.integer], day: int) -> Tastes:
         """What users like on a day.
 
         Each of the five tastes is a subcategory for a lifetime (the first forever), swells and fades
@@ -240,7 +243,7 @@ class Population:
             shelf.astype(np.int16), strength.astype(np.float32), generosity.astype(np.float32), persona
         )
 
-    def liking(self, users: Int64, persona: Int64, attributes: NDArray[np.int8]) -> Float32:
+    def liking(self, users: NDArray[np.integer], persona: Int64, attributes: NDArray[np.int8]) -> Float32:
         """Liking of the wording's attributes, summed over families.
 
         Args:

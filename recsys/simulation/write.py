@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.events import Float64, Int64
+from recsys.storage import storage_error, sync_file, sync_folder
 
 _TIME = pa.timestamp("us", tz="UTC")
 SCHEMAS = {
@@ -66,20 +67,27 @@ _ID_DIGITS = 7
 class TableWriter:
     """Writes the five files under temporary names; leaving the `with` block without error renames them.
 
-    After an error the temporary files are gone, and files of an earlier run are as they were.
+    After an error the temporary files are gone, and files of an earlier run are as they were. A failure
+    to write is raised as `storage.storage_error` says (exit 74).
     """
 
     def __init__(self, out: Path) -> None:
         """Take the folder to write into; it is made if it is not there."""
         self._out = out
+        self._open = ExitStack()
         self._writers: dict[str, pq.ParquetWriter] = {}
 
     def __enter__(self) -> TableWriter:
-        self._out.mkdir(parents=True, exist_ok=True)
-        for name, schema in SCHEMAS.items():
-            self._writers[name] = pq.ParquetWriter(
-                self._temporary(name), schema, compression="zstd", write_page_checksum=True
-            )
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+            for name, schema in SCHEMAS.items():
+                writer = pq.ParquetWriter(
+                    self._temporary(name), schema, compression="zstd", write_page_checksum=True
+                )
+                self._writers[name] = self._open.enter_context(writer)
+        except OSError as error:
+            self._discard()
+            raise storage_error(error, self._out) from error
         return self
 
     def append(self, name: str, columns: Mapping[str, pa.Array]) -> None:
@@ -92,22 +100,37 @@ class TableWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for writer in self._writers.values():
-            writer.close()
-        for name in SCHEMAS:
+        try:
             if kind is None:
-                _sync(self._temporary(name))
-                os.replace(self._temporary(name), self._out / f"{name}.parquet")
-            else:
+                self._publish()
+        except OSError as failure:
+            raise storage_error(failure, self._out) from failure
+        finally:
+            self._discard()
+        if isinstance(error, OSError):
+            raise storage_error(error, self._out) from error
+
+    def _publish(self) -> None:
+        self._open.close()
+        for name in SCHEMAS:
+            sync_file(self._temporary(name))
+        for name in SCHEMAS:
+            self._temporary(name).replace(self._out / f"{name}.parquet")
+        sync_folder(self._out)
+
+    def _discard(self) -> None:
+        """Close and remove what was not published; a second failure says nothing new."""
+        with suppress(OSError):
+            self._open.close()
+        for name in SCHEMAS:
+            with suppress(OSError):
                 self._temporary(name).unlink(missing_ok=True)
-        if kind is None:
-            _sync(self._out)
 
     def _temporary(self, name: str) -> Path:
         return self._out / f".{name}.parquet.tmp"
 
 
-def ids(prefix: str, numbers: Int64) -> pa.Array:
+def ids(prefix: str, numbers: NDArray[np.integer]) -> pa.Array:
     """External ids such as "u0000017" of numbers below ten million."""
     digits = (numbers[:, None] // 10 ** np.arange(_ID_DIGITS - 1, -1, -1) % 10 + ord("0")).astype(np.uint8)
     letters = np.full((len(numbers), 1), ord(prefix), np.uint8)
@@ -137,11 +160,3 @@ def moments(seconds: Float64) -> pa.Array:
 def microseconds(values: Int64) -> pa.Array:
     """Epoch microseconds as UTC timestamps."""
     return pa.array(values, pa.int64()).cast(_TIME)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
