@@ -80,12 +80,15 @@ def sigmoid(logits: Float64) -> Float64:
     return 0.5 * (1.0 + np.tanh(0.5 * logits))
 
 
-def log_loss(probabilities: Float32 | Float64, labels: Float32) -> float:
-    """Mean negative log-likelihood in nats; NaN for no rows. Probabilities are clipped to 1e-7."""
-    if not len(labels):
-        return float("nan")
+def log_losses(probabilities: Float32 | Float64, labels: Float32) -> Float64:
+    """(rows,) negative log-likelihood in nats; probabilities are clipped to 1e-7."""
     clipped = np.clip(np.asarray(probabilities, np.float64), 1e-7, 1 - 1e-7)
-    return float(-np.mean(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped)))
+    return -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))
+
+
+def log_loss(probabilities: Float32 | Float64, labels: Float32) -> float:
+    """Mean of `log_losses`; NaN for no rows."""
+    return float(log_losses(probabilities, labels).mean()) if len(labels) else float("nan")
 
 
 def fit_platt(logits: Float32, labels: Float32) -> Calibration:

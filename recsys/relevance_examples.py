@@ -20,7 +20,7 @@ from recsys.events import (
     concatenated_ranges,
     lengths_to_offsets,
 )
-from recsys.requests import Requests
+from recsys.requests import HistoryBatch, Requests
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,43 @@ def sampled_examples(
     weight = np.ones(items.shape, np.float32)
     weight[:, 0] = type_weights[events.type_index[targets]]
     return Examples(requests.labelled(label[kept]), weight[kept])
+
+
+def sampled_rows(requests: Requests, limit: int, *, rng: np.random.Generator) -> Bool:
+    """(rows,) a random choice in each request: up to limit // 2 clicks, the rest of `limit` unclicked."""
+    owner, clicked = requests.request_of_row(), requests.label > 0.5
+    order = np.lexsort((rng.random(requests.rows), ~clicked, owner))
+    place = np.arange(requests.rows) - requests.offsets[owner]  # of row order[i] within its request
+    clicks = np.bincount(owner[clicked], minlength=len(requests))[owner]
+    spare = limit - np.minimum(clicks, limit // 2)
+    chosen = np.where(clicked[order], place < limit // 2, place - clicks < spare)
+    rows = np.zeros(requests.rows, np.bool_)
+    rows[order[chosen]] = True
+    return rows & ~np.isnan(requests.label)
+
+
+def with_both_classes(requests: Requests) -> Int64:
+    """Numbers of the requests that have a clicked row and an unclicked one."""
+    owner = requests.request_of_row()
+    clicks = np.bincount(owner[requests.label > 0.5], minlength=len(requests))
+    others = np.bincount(owner[requests.label < 0.5], minlength=len(requests))
+    return np.flatnonzero((clicks > 0) & (others > 0))
+
+
+def requests_within(
+    requests: Requests, history: HistoryBatch, *, items: int, rng: np.random.Generator
+) -> Int64:
+    """Ascending numbers of randomly chosen requests that together need at most so many different items."""
+    needed: set[int] = set()
+    chosen: list[int] = []
+    for q in rng.permutation(len(requests)).tolist():
+        own = set(requests.item_index[requests.offsets[q] : requests.offsets[q + 1]].tolist())
+        own.update(history.item_index[history.offsets[q] : history.offsets[q + 1]].tolist())
+        if len(needed | own) > items:
+            break
+        needed |= own
+        chosen.append(q)
+    return np.sort(np.array(chosen, np.int64))
 
 
 class _Negatives:

@@ -22,8 +22,11 @@ from recsys.relevance_examples import Examples
 POSITIONS = 64
 """Places with an examination term of their own; those further down share the last one."""
 
+PACE = {"age": 5.0, "place": 5.0, "event_type": 5.0}
+"""How many times as fast as the matrices these few numbers learn; they have a longer way to go."""
+
 ITEM_EFFECT_PACE = 10.0
-"""The item effects learn so many times as fast, to explain an item before its text does."""
+"""The same of the item effects: they explain an item before its text does."""
 
 SLATE_WIDTH = 64
 """Wider slates are cut into pieces of so many rows: the loss is a row's, and padding stays small."""
@@ -206,13 +209,18 @@ def _index(values: NDArray[np.integer]) -> Tensor:
 
 
 def parameter_groups(network: HeadNetwork, config: HeadConfig) -> list[dict[str, Any]]:
-    """AdamW groups: matrices decay, vectors do not, item effects learn `ITEM_EFFECT_PACE` as fast."""
-    learned = list(network.learned.values())
-    matrices = [parameter for parameter in learned if parameter.ndim > 1]
-    vectors = [parameter for parameter in learned if parameter.ndim == 1]
-    rate, decay = config.learning_rate, config.regularization
+    """AdamW groups with their learning rates; only matrices decay."""
+    rate = config.learning_rate
+    groups = [
+        {
+            "params": [parameter],
+            "lr": PACE.get(name, 1.0) * rate,
+            "weight_decay": config.regularization if parameter.ndim > 1 else 0.0,
+        }
+        for name, parameter in network.learned.items()
+    ]
     return [
-        {"params": matrices, "lr": rate, "weight_decay": decay},
-        {"params": [*vectors, network.examination], "lr": rate, "weight_decay": 0.0},
+        *groups,
+        {"params": [network.examination], "lr": PACE["place"] * rate, "weight_decay": 0.0},
         {"params": [network.item_effect], "lr": ITEM_EFFECT_PACE * rate, "weight_decay": 0.0},
     ]

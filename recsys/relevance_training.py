@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.calibration import fit_calibration, fit_platt, log_loss, sigmoid
-from recsys.events import Float32, Int64
+from recsys.calibration import fit_calibration, fit_platt, log_losses, sigmoid
+from recsys.events import Float32, Float64, Int64
 from recsys.metrics.calibration import expected_calibration_error
 from recsys.metrics.slate import slate_metrics
 from recsys.relevance import HeadConfig, HeadWeights, HistorySlots, RelevanceHead
 from recsys.relevance_examples import Examples
 from recsys.relevance_network import BatchSource, HeadBatch, HeadNetwork, parameter_groups
 from recsys.requests import HistoryBatch
+
+MIN_JUDGED = 20
+"""Clicks, and rows without one, that it takes to tell a better head from a worse one."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ def fit_head(
 ) -> tuple[RelevanceHead, HeadReport]:
     """Fit a head on the earlier requests, stop and calibrate it on the newest `config.holdout` of them.
 
-    The weights kept are those of the lowest held-out loss, the untrained head included, so a log that
-    teaches nothing leaves the ranking by text similarity. With fewer than two held-out clicks (or
-    non-clicks) nothing is fitted but the calibration.
+    The weights kept are those of the lowest held-out loss, or the untrained ones where that gains less
+    than a standard error over them: a log that teaches nothing leaves the ranking by text similarity.
+    With fewer than `MIN_JUDGED` held-out clicks (or non-clicks) nothing is fitted but the calibration,
+    on all rows.
 
     Args:
         examples: labelled requests in time order.
@@ -94,7 +98,7 @@ def fit_head(
     training = _Rows(examples, history, np.arange(first))
     holdout = _Rows(examples, history, np.arange(first, len(examples)))
     untrained = RelevanceHead.untrained(embeddings, type_weights, config)
-    if not holdout.both_classes() or not training.both_classes():
+    if not holdout.enough() or not training.enough():
         holdout = _Rows(examples, history, np.arange(len(examples)))
         best = _Best(untrained, holdout, embeddings)
         train_loss: list[float] = []
@@ -150,17 +154,19 @@ class _Rows:
         self.history = history.take(requests)
         self.labels = self.examples.requests.label
 
-    def both_classes(self) -> bool:
-        return bool((self.labels > 0.5).sum() >= 2 and (self.labels < 0.5).sum() >= 2)
+    def enough(self) -> bool:
+        return min((self.labels > 0.5).sum(), (self.labels < 0.5).sum()) >= MIN_JUDGED
 
     def logits(self, head: RelevanceHead, embeddings: Float32) -> Float32:
         return head.logits(self.examples.requests, self.history, head.project(embeddings))
 
-    def loss(self, head: RelevanceHead, embeddings: Float32) -> float:
-        """Log-loss after Platt scaling on these very rows: blind to scale and offset."""
+    def losses(self, head: RelevanceHead, embeddings: Float32) -> Float64:
+        """(requests,) summed log-loss after Platt scaling on these very rows: blind to scale and offset."""
         known = ~np.isnan(self.labels)
         logits, labels = self.logits(head, embeddings)[known], self.labels[known]
-        return log_loss(fit_platt(logits, labels).probability(logits), labels)
+        rows = log_losses(fit_platt(logits, labels).probability(logits), labels)
+        owner = self.examples.requests.request_of_row()[known]
+        return np.bincount(owner, weights=rows, minlength=len(self.examples))
 
     def auc(self, head: RelevanceHead, embeddings: Float32) -> float:
         """Mean AUC of the requests with both classes, NaN without one."""
@@ -175,23 +181,35 @@ class _Best:
     """The head with the lowest held-out loss so far."""
 
     def __init__(self, head: RelevanceHead, holdout: _Rows, embeddings: Float32) -> None:
-        self.head = head
+        self.head = self.untrained = head
         self.holdout = holdout
         self.embeddings = embeddings
         self.epoch = 0
-        self.losses = [holdout.loss(head, embeddings)]
+        self.by_request = [holdout.losses(head, embeddings)]
+
+    @property
+    def losses(self) -> list[float]:
+        """Held-out nats a row by epoch, the untrained head first; NaN without rows."""
+        rows = np.count_nonzero(~np.isnan(self.holdout.labels))
+        return [float(loss.sum() / rows) if rows else float("nan") for loss in self.by_request]
 
     def offer(self, weights: HeadWeights) -> None:
         """Judge one more epoch's weights."""
         head = RelevanceHead(self.head.config, weights, self.head.calibration)
-        loss = self.holdout.loss(head, self.embeddings)
-        if loss < min(self.losses):
-            self.head, self.epoch = head, len(self.losses)
-        self.losses.append(loss)
+        losses = self.holdout.losses(head, self.embeddings)
+        if losses.sum() < self.by_request[self.epoch].sum():
+            self.head, self.epoch = head, len(self.by_request)
+        self.by_request.append(losses)
 
     def stale(self) -> int:
         """Epochs since the best one."""
-        return len(self.losses) - 1 - self.epoch
+        return len(self.by_request) - 1 - self.epoch
+
+    def settle(self) -> None:
+        """Go back to the untrained head unless the gain over it exceeds one standard error."""
+        gain = self.by_request[0] - self.by_request[self.epoch]
+        if gain.sum() <= gain.std() * len(gain) ** 0.5:
+            self.head, self.epoch = self.untrained, 0
 
 
 def _descend(best: _Best, training: _Rows, on_epoch: Callable[[int, float], None] | None) -> list[float]:
@@ -216,6 +234,7 @@ def _descend(best: _Best, training: _Rows, on_epoch: Callable[[int, float], None
                 on_epoch(epoch, best.losses[-1])
             if best.stale() >= config.patience:
                 break
+    best.settle()
     return losses
 
 
