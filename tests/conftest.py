@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +62,29 @@ def tiny_encoder(tiny_teacher: Teacher) -> OpenVinoEncoder:
     from recsys.text.quantization import build_encoder
 
     return build_encoder(tiny_teacher.transformer, tiny_teacher.tokenizer, [], precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(tiny_teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT in a folder, as the transformers library writes it."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("teacher")
+    config = BertConfig(
+        vocab_size=tiny_teacher.tokenizer.vocabulary,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        initializer_range=0.5,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(tiny_teacher.tokenizer.definition)
+    return folder
 
 
 @pytest.fixture

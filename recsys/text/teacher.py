@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def load_teacher(source: str = PACKAGED_TEACHER, *, limits: TokenLimits | None =
 
     Args:
         source: the packaged teacher's name, a folder, or a hub id such as "owner/model".
-        limits: how much of a text is read, the default caps where None.
+        limits: how much of a text is read, the default caps where None; never more tokens than the
+            teacher has positions.
 
     Raises:
         RecsysError: it is not there (exit 69), its digest is wrong, or it is not a BERT with mean pooling.
@@ -82,9 +83,11 @@ def load_teacher(source: str = PACKAGED_TEACHER, *, limits: TokenLimits | None =
         changed = sorted(name for name in digests if digests[name] != PACKAGED_SHA256[name])
         raise RecsysError("teacher_changed", f"unexpected SHA-256 of {', '.join(changed)}", str(folder))
     transformer = read_checkpoint(files)
-    return Teacher(
-        source, transformer, Tokenizer(files["tokenizer.json"], limits), digests["model.safetensors"]
-    )
+    limits = limits or TokenLimits()
+    positions = transformer.architecture.positions
+    limits = replace(limits, max_tokens=min(limits.max_tokens, positions))
+    tokenizer = Tokenizer(files["tokenizer.json"], limits)
+    return Teacher(source, transformer, tokenizer, digests["model.safetensors"])
 
 
 def read_checkpoint(files: Mapping[str, bytes]) -> TextTransformer:

@@ -1,0 +1,88 @@
+"""Settings of distillation and fine-tuning, apart from the code that needs torch.
+
+The configuration is read where torch is not installed, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from recsys.relevance import HeadConfig
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """How a student is made.
+
+    Attributes:
+        layers: layers kept of the teacher.
+        max_tokens_seen: training ends after this many tokens, all passes together.
+        max_epochs: and at the latest after this many passes over the texts.
+        batch_size: texts a step.
+        learning_rate: highest rate of AdamW; it warms up, then falls along a cosine to zero.
+        warmup_steps: steps of the rise.
+        holdout_share: share of the texts that only measure, 500 texts at most.
+        max_texts: longer catalogues are sampled down to this many texts.
+        patience: passes without a better held-out cosine before training stops.
+        seconds: upper guard on the wall clock of training; a run that meets it is not reproducible.
+        seed: of the sample, the altered copies and the order.
+    """
+
+    layers: int = 3
+    max_tokens_seen: int = 1_000_000
+    max_epochs: int = 40
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    warmup_steps: int = 20
+    holdout_share: float = 0.05
+    max_texts: int = 20_000
+    patience: int = 3
+    seconds: float = 600.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How the encoder learns from clicks.
+
+    Attributes:
+        mode: `full` trains all layers (the word table stays, as in distillation), `lora` low-rank
+            updates of the attention's query and value maps, `frozen` nothing.
+        max_steps: optimiser steps.
+        batch_size: requests a step.
+        candidates: candidates of a request, up to half of them clicked.
+        history_limit: newest history events of a request.
+        max_texts: texts encoded a step; the cost of a step.
+        max_tokens: a text is cut to so many tokens while training.
+        learning_rate: highest rate of the encoder's AdamW in `full` mode; it warms up, then falls to 0.
+        lora_learning_rate: the same in `lora` mode.
+        lora_rank: rank of the updates.
+        anchor: weight of the mean of 1 - cosine to the embedding before fine-tuning.
+        head: of the head that is fitted first, and trained along at a third of its learning rate.
+        holdout: newest share of the requests, which judge the encoder.
+        holdout_texts: texts encoded at most to judge it.
+        evaluate_every: steps between two judgements.
+        patience: judgements without a gain before stopping.
+        min_gain: least fall of the held-out loss, in nats a row, that makes the new encoder worth keeping.
+        seed: of order, sampling and LoRA's start.
+    """
+
+    mode: Literal["full", "lora", "frozen"] = "full"
+    max_steps: int = 200
+    batch_size: int = 16
+    candidates: int = 6
+    history_limit: int = 12
+    max_texts: int = 96
+    max_tokens: int = 32
+    learning_rate: float = 3e-5
+    lora_learning_rate: float = 5e-4
+    lora_rank: int = 8
+    anchor: float = 0.5
+    head: HeadConfig = field(default_factory=HeadConfig)
+    holdout: float = 0.1
+    holdout_texts: int = 800
+    evaluate_every: int = 50
+    patience: int = 2
+    min_gain: float = 1e-4
+    seed: int = 0
