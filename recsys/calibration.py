@@ -83,7 +83,8 @@ def sigmoid(logits: Float64) -> Float64:
 def log_losses(probabilities: Float32 | Float64, labels: Float32) -> Float64:
     """(rows,) negative log-likelihood in nats; probabilities are clipped to 1e-7."""
     clipped = np.clip(np.asarray(probabilities, np.float64), 1e-7, 1 - 1e-7)
-    return -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))
+    target = np.asarray(labels, np.float64)
+    return -(target * np.log(clipped) + (1 - target) * np.log1p(-clipped))
 
 
 def log_loss(probabilities: Float32 | Float64, labels: Float32) -> float:

@@ -19,7 +19,7 @@ from recsys.metrics.calibration import expected_calibration_error
 from recsys.metrics.slate import slate_metrics
 from recsys.relevance import HeadConfig, HeadWeights, HistorySlots, RelevanceHead
 from recsys.relevance_examples import Examples
-from recsys.relevance_network import BatchSource, HeadBatch, HeadNetwork, parameter_groups
+from recsys.relevance_network import BatchSource, HeadBatch, HeadNetwork, parameter_groups, popularity_effects
 from recsys.requests import HistoryBatch
 
 MIN_JUDGED = 20
@@ -95,11 +95,12 @@ def fit_head(
     config = config or HeadConfig()
     began = time.perf_counter()
     first = len(examples) - round(len(examples) * config.holdout)
-    training = _Rows(examples, history, np.arange(first))
-    holdout = _Rows(examples, history, np.arange(first, len(examples)))
+    everything = Judged(examples, history)
+    training = everything.take(np.arange(first))
+    holdout = everything.take(np.arange(first, len(examples)))
     untrained = RelevanceHead.untrained(embeddings, type_weights, config)
     if not holdout.enough() or not training.enough():
-        holdout = _Rows(examples, history, np.arange(len(examples)))
+        holdout = everything
         best = _Best(untrained, holdout, embeddings)
         train_loss: list[float] = []
     else:
@@ -146,18 +147,24 @@ def calibrate(
     return head.calibrated(fit_calibration(logits, labels)), errors
 
 
-class _Rows:
-    """Some of the examples with their histories, and what a head makes of them."""
+class Judged:
+    """Labelled requests with their histories, and how good a head is on them."""
 
-    def __init__(self, examples: Examples, history: HistoryBatch, requests: Int64) -> None:
-        self.examples = examples.take(requests)
-        self.history = history.take(requests)
-        self.labels = self.examples.requests.label
+    def __init__(self, examples: Examples, history: HistoryBatch) -> None:
+        self.examples = examples
+        self.history = history
+        self.labels = examples.requests.label
+
+    def take(self, requests: Int64) -> Judged:
+        """These requests, in the given order."""
+        return Judged(self.examples.take(requests), self.history.take(requests))
 
     def enough(self) -> bool:
+        """Whether there are clicks and other rows enough to tell heads apart."""
         return min((self.labels > 0.5).sum(), (self.labels < 0.5).sum()) >= MIN_JUDGED
 
     def logits(self, head: RelevanceHead, embeddings: Float32) -> Float32:
+        """(rows,) uncalibrated."""
         return head.logits(self.examples.requests, self.history, head.project(embeddings))
 
     def losses(self, head: RelevanceHead, embeddings: Float32) -> Float64:
@@ -166,7 +173,7 @@ class _Rows:
         logits, labels = self.logits(head, embeddings)[known], self.labels[known]
         rows = log_losses(fit_platt(logits, labels).probability(logits), labels)
         owner = self.examples.requests.request_of_row()[known]
-        return np.bincount(owner, weights=rows, minlength=len(self.examples))
+        return np.bincount(owner, weights=rows, minlength=len(self.examples)).astype(np.float64)
 
     def auc(self, head: RelevanceHead, embeddings: Float32) -> float:
         """Mean AUC of the requests with both classes, NaN without one."""
@@ -177,10 +184,16 @@ class _Rows:
         return float(judged.mean()) if len(judged) else float("nan")
 
 
+def clearly_lower(losses: Float64, reference: Float64) -> bool:
+    """Whether the sum of paired losses is lower than that of the reference by more than a standard error."""
+    gain = reference - losses
+    return bool(gain.sum() > gain.std() * len(gain) ** 0.5)
+
+
 class _Best:
     """The head with the lowest held-out loss so far."""
 
-    def __init__(self, head: RelevanceHead, holdout: _Rows, embeddings: Float32) -> None:
+    def __init__(self, head: RelevanceHead, holdout: Judged, embeddings: Float32) -> None:
         self.head = self.untrained = head
         self.holdout = holdout
         self.embeddings = embeddings
@@ -207,12 +220,11 @@ class _Best:
 
     def settle(self) -> None:
         """Go back to the untrained head unless the gain over it exceeds one standard error."""
-        gain = self.by_request[0] - self.by_request[self.epoch]
-        if gain.sum() <= gain.std() * len(gain) ** 0.5:
+        if not clearly_lower(self.by_request[self.epoch], self.by_request[0]):
             self.head, self.epoch = self.untrained, 0
 
 
-def _descend(best: _Best, training: _Rows, on_epoch: Callable[[int, float], None] | None) -> list[float]:
+def _descend(best: _Best, training: Judged, on_epoch: Callable[[int, float], None] | None) -> list[float]:
     """Train until the held-out loss stops falling; returns the training loss of each epoch."""
     config = best.head.config
     slots = HistorySlots.of(training.history, config.history_limit, len(best.head.weights.event_type))
@@ -222,7 +234,8 @@ def _descend(best: _Best, training: _Rows, on_epoch: Callable[[int, float], None
     losses: list[float] = []
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        network = HeadNetwork(best.head.weights, len(best.embeddings), config.dropout)
+        effects = popularity_effects(training.examples, len(best.embeddings))
+        network = HeadNetwork(best.head.weights, effects, config.dropout)
         optimizer = torch.optim.AdamW(parameter_groups(network, config))
         for epoch in range(1, config.epochs + 1):
             steps = [

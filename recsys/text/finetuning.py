@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,66 +18,20 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from recsys.calibration import Calibration, fit_platt, log_loss
-from recsys.events import Bool, Float32, Int64
-from recsys.metrics.slate import slate_metrics
-from recsys.relevance import HeadConfig, HistorySlots, RelevanceHead, newest_events
-from recsys.relevance_examples import Examples
-from recsys.relevance_network import BatchSource, HeadNetwork, parameter_groups
-from recsys.relevance_training import fit_head
-from recsys.requests import HistoryBatch, Requests
+from recsys.calibration import Calibration
+from recsys.events import Bool, Float32, Float64, Int32, Int64
+from recsys.relevance import HistorySlots, RelevanceHead, newest_events
+from recsys.relevance_examples import Examples, requests_within, sampled_rows, with_both_classes
+from recsys.relevance_network import BatchSource, HeadNetwork, parameter_groups, popularity_effects
+from recsys.relevance_training import MIN_JUDGED, Judged, clearly_lower, fit_head
+from recsys.requests import HistoryBatch
 from recsys.text.runtime import plan_batches
+from recsys.text.settings import FinetuneConfig
 from recsys.text.tokenization import Tokenizer, pad_batch
 from recsys.text.transformer import TextTransformer
 
 WARMUP_SHARE = 0.1
 MAX_GRADIENT_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How the encoder learns from clicks.
-
-    Attributes:
-        mode: `full` trains all layers (the word table stays, as in distillation), `lora` low-rank
-            updates of the attention's query and value maps, `frozen` nothing.
-        max_steps: optimiser steps.
-        batch_size: requests a step.
-        candidates: candidates of a request, up to half of them clicked.
-        history_limit: newest history events of a request.
-        max_texts: texts encoded a step; the cost of a step.
-        max_tokens: a text is cut to so many tokens while training.
-        learning_rate: highest rate of the encoder's AdamW in `full` mode; it warms up, then falls to 0.
-        lora_learning_rate: the same in `lora` mode.
-        lora_rank: rank of the updates.
-        anchor: weight of the mean of 1 - cosine to the embedding before fine-tuning.
-        head: of the head that is fitted first, and trained along at a third of its learning rate.
-        holdout: newest share of the requests, which judge the encoder.
-        holdout_texts: texts encoded at most to judge it.
-        evaluate_every: steps between two judgements.
-        patience: judgements without a gain before stopping.
-        min_gain: least fall of the held-out loss, in nats a row, that makes the new encoder worth keeping.
-        seed: of order, sampling and LoRA's start.
-    """
-
-    mode: Literal["full", "lora", "frozen"] = "full"
-    max_steps: int = 200
-    batch_size: int = 16
-    candidates: int = 6
-    history_limit: int = 12
-    max_texts: int = 96
-    max_tokens: int = 32
-    learning_rate: float = 3e-5
-    lora_learning_rate: float = 5e-4
-    lora_rank: int = 8
-    anchor: float = 0.5
-    head: HeadConfig = field(default_factory=HeadConfig)
-    holdout: float = 0.1
-    holdout_texts: int = 800
-    evaluate_every: int = 50
-    patience: int = 2
-    min_gain: float = 1e-4
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,16 +118,15 @@ def finetune(
     began = time.perf_counter()
     first = len(behaviour.history) - round(len(behaviour.history) * config.holdout)
     rng = np.random.default_rng(config.seed)
-    training = behaviour.take(np.arange(first))
-    holdout = _thinned(behaviour.take(np.arange(first, len(behaviour.history))), config, rng)
-    holdout = _affordable(holdout, config.holdout_texts, rng)
-    lesson = _thinned(training, config, rng)
-    if config.mode == "frozen" or not len(holdout.history) or not len(lesson.history):
+    lesson = _thinned(behaviour.take(np.arange(first)), config, rng)
+    later = _thinned(behaviour.take(np.arange(first, len(behaviour.history))), config, rng)
+    holdout = _affordable(later, config.holdout_texts, rng)
+    if config.mode == "frozen" or min(len(holdout.history), len(lesson.history)) < MIN_JUDGED:
         reason = "the encoder is frozen" if config.mode == "frozen" else "too few requests with clicks"
         return student, _unchanged(config, reason, time.perf_counter() - began)
     head_config = replace(config.head, history_limit=config.history_limit)
     head, _ = fit_head(
-        training.examples, training.history, catalogue.embeddings, training.type_weights, head_config
+        lesson.examples, lesson.history, catalogue.embeddings, lesson.type_weights, head_config
     )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -190,40 +142,16 @@ def _unchanged(config: FinetuneConfig, reason: str, seconds: float) -> FinetuneR
 
 def _thinned(behaviour: Behaviour, config: FinetuneConfig, rng: np.random.Generator) -> Behaviour:
     """Requests with both classes, at most `config.candidates` rows each, and short histories."""
-    kept = behaviour.examples.keep(_chosen_rows(behaviour.examples.requests, config.candidates, rng))
-    owner, clicked = kept.requests.request_of_row(), kept.requests.label > 0.5
-    clicks = np.bincount(owner[clicked], minlength=len(kept))
-    both = np.flatnonzero((clicks > 0) & (clicks < np.diff(kept.requests.offsets)))
+    kept = behaviour.examples.keep(sampled_rows(behaviour.examples.requests, config.candidates, rng=rng))
     history = newest_events(behaviour.history, config.history_limit)
-    return Behaviour(kept, history, behaviour.type_weights).take(both)
-
-
-def _chosen_rows(requests: Requests, limit: int, rng: np.random.Generator) -> Bool:
-    """(rows,) a random choice in each request: up to limit // 2 clicks, the rest of `limit` unclicked."""
-    owner, clicked = requests.request_of_row(), requests.label > 0.5
-    order = np.lexsort((rng.random(requests.rows), ~clicked, owner))
-    place = np.arange(requests.rows) - requests.offsets[owner]  # of order[i] within its request
-    clicks = np.bincount(owner[clicked], minlength=len(requests))[owner]
-    spare = limit - np.minimum(clicks, limit // 2)
-    chosen = np.where(clicked[order], place < limit // 2, place - clicks < spare)
-    rows = np.zeros(requests.rows, np.bool_)
-    rows[order[chosen]] = True
-    return rows & ~np.isnan(requests.label)
+    return Behaviour(kept, history, behaviour.type_weights).take(with_both_classes(kept.requests))
 
 
 def _affordable(behaviour: Behaviour, texts: int, rng: np.random.Generator) -> Behaviour:
     """A random choice of requests that need at most so many different items, in time order."""
-    requests, history = behaviour.examples.requests, behaviour.history
-    needed: set[int] = set()
-    chosen: list[int] = []
-    for q in rng.permutation(len(requests)).tolist():
-        own = set(requests.item_index[requests.offsets[q] : requests.offsets[q + 1]].tolist())
-        own.update(history.item_index[history.offsets[q] : history.offsets[q + 1]].tolist())
-        if len(needed | own) > texts:
-            break
-        needed |= own
-        chosen.append(q)
-    return behaviour.take(np.sort(np.array(chosen, np.int64)))
+    return behaviour.take(
+        requests_within(behaviour.examples.requests, behaviour.history, items=texts, rng=rng)
+    )
 
 
 class _Text:
@@ -268,26 +196,40 @@ class _Text:
         return out
 
 
-class _Judge:
-    """The held-out requests over the few items that they need."""
+class _Jury:
+    """The held-out requests over the few items that they need, and the verdicts so far."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         requests, history = behaviour.examples.requests, behaviour.history
         self.items = np.unique(np.concatenate([requests.item_index, history.item_index])).astype(np.int64)
-        self.requests = replace(requests, item_index=self._place(requests.item_index))
-        self.history = replace(history, item_index=self._place(history.item_index))
+        examples = replace(
+            behaviour.examples, requests=replace(requests, item_index=self._place(requests.item_index))
+        )
+        self.judged = Judged(examples, replace(history, item_index=self._place(history.item_index)))
+        self.rows = requests.rows
+        self.losses: list[Float64] = []
+        self.aucs: list[float] = []
+        self.best = 0
 
-    def _place(
-        self, items: np.ndarray[tuple[int], np.dtype[np.int32]]
-    ) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    def _place(self, items: Int32) -> Int32:
         return np.searchsorted(self.items, items).astype(np.int32)
 
-    def verdict(self, head: RelevanceHead, embeddings: Float32) -> tuple[float, float]:
-        """Log-loss after Platt scaling, and mean AUC within a request; embeddings are of `items`."""
-        logits = head.logits(self.requests, self.history, head.project(embeddings))
-        labels = self.requests.label
-        auc = slate_metrics(logits, labels, self.requests.offsets)["auc"]
-        return log_loss(fit_platt(logits, labels).probability(logits), labels), float(auc.mean())
+    def judge(self, head: RelevanceHead, embeddings: Float32) -> bool:
+        """Whether this head over these embeddings of `items` is the best so far."""
+        self.losses.append(self.judged.losses(head, embeddings))
+        self.aucs.append(self.judged.auc(head, embeddings))
+        better = bool(self.losses[-1].sum() < self.losses[self.best].sum())
+        if better:
+            self.best = len(self.losses) - 1
+        return better
+
+    def waited(self) -> int:
+        """Verdicts since the best one."""
+        return len(self.losses) - 1 - self.best
+
+    def loss(self, verdict: int) -> float:
+        """Nats a row."""
+        return float(self.losses[verdict].sum() / self.rows)
 
 
 class _Tuning:
@@ -299,13 +241,13 @@ class _Tuning:
         self.text, self.config, self.head_config = text, config, head.config
         slots = HistorySlots.of(lesson.history, config.history_limit, len(head.weights.event_type))
         self.source = BatchSource(lesson.examples, slots)
-        self.judge = _Judge(holdout)
-        self.network = HeadNetwork(head.weights, len(text.catalogue.embeddings), head.config.dropout)
+        self.jury = _Jury(holdout)
+        effects = popularity_effects(lesson.examples, len(text.catalogue.embeddings))
+        self.network = HeadNetwork(head.weights, effects, head.config.dropout)
         self.trained = trainable(text.model, config)
         self.optimizer, self.schedule = self._optimizer()
-        self.before = text.embed(self.judge.items)
-        self.verdicts = [self.judge.verdict(head, self.before)]
-        self.best = 0
+        self.before = text.embed(self.jury.items)
+        self.jury.judge(head, self.before)
         self.best_state = self._state()
         self.step = 0
 
@@ -331,11 +273,8 @@ class _Tuning:
                     progress(self.step, self.config.max_steps)
                 if self.step == self.config.max_steps or self.step % self.config.evaluate_every == 0:
                     self._judge()
-                if self.step == self.config.max_steps or self._waited() >= self.config.patience:
+                if self.step == self.config.max_steps or self.jury.waited() >= self.config.patience:
                     return
-
-    def _waited(self) -> int:
-        return len(self.verdicts) - 1 - self.best
 
     def _descend(self, pieces: Int64, rng: np.random.Generator) -> None:
         batch = self.source.batch(pieces)
@@ -368,37 +307,37 @@ class _Tuning:
     def _judge(self) -> None:
         weights = self.network.weights()
         head = RelevanceHead(self.head_config, weights, Calibration.identity())
-        self.verdicts.append(self.judge.verdict(head, self.text.embed(self.judge.items)))
-        if self.verdicts[-1][0] < self.verdicts[self.best][0]:
-            self.best, self.best_state = len(self.verdicts) - 1, self._state()
+        if self.jury.judge(head, self.text.embed(self.jury.items)):
+            self.best_state = self._state()
 
     def _state(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.trained]
 
     def result(self, student: TextTransformer, seconds: float) -> tuple[TextTransformer, FinetuneReport]:
         """The best encoder, or `student` where the gain is too small, and the report."""
-        gain = self.verdicts[0][0] - self.verdicts[self.best][0]
-        improved = gain >= self.config.min_gain
+        jury, best = self.jury, self.jury.best
+        gain = jury.loss(0) - jury.loss(best)
+        improved = gain >= self.config.min_gain and clearly_lower(jury.losses[best], jury.losses[0])
         tuned, after = student, self.before
         if improved:
             with torch.no_grad():
                 for parameter, value in zip(self.trained, self.best_state, strict=True):
                     parameter.copy_(value)
-            after = self.text.embed(self.judge.items)
+            after = self.text.embed(jury.items)
             tuned = merged(self.text.model)
         worded = np.linalg.norm(self.before, axis=1) > 0
-        kept = self.verdicts[self.best if improved else 0]
+        kept = best if improved else 0
         return tuned, FinetuneReport(
             mode=self.config.mode,
             steps=self.step,
             improved=improved,
-            reason=f"held-out loss fell by {gain:.5f}, at least {self.config.min_gain:.5f} is wanted",
+            reason=f"held-out loss fell by {gain:.5f}{'' if improved else ', too little'}",
             parameters=sum(parameter.numel() for parameter in self.trained),
-            holdout_rows=self.judge.requests.rows,
-            loss_before=self.verdicts[0][0],
-            loss=kept[0],
-            auc_before=self.verdicts[0][1],
-            auc=kept[1],
+            holdout_rows=jury.rows,
+            loss_before=jury.loss(0),
+            loss=jury.loss(kept),
+            auc_before=jury.aucs[0],
+            auc=jury.aucs[kept],
             drift=float(1.0 - (self.before * after).sum(1)[worded].mean()) if worded.any() else 0.0,
             seconds=seconds,
         )

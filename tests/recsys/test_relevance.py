@@ -98,8 +98,9 @@ def test_torch_and_compiled_forward_agree():
     )
     batch = source.batch(np.arange(len(source)))
     table = torch.from_numpy(np.vstack([embeddings, np.zeros((1, TEXT_DIM), np.float32)]))
+    network = HeadNetwork(head.weights, np.zeros(ITEMS + 1, np.float32)).eval()
     with torch.no_grad():
-        logits = HeadNetwork(head.weights, ITEMS).eval()(table[torch.from_numpy(batch.items)], batch).numpy()
+        logits = network(table[torch.from_numpy(batch.items)], batch).numpy()
     kept = batch.weight.numpy() > 0
     np.testing.assert_allclose(logits[kept], got, atol=1e-5)
 
