@@ -58,8 +58,8 @@ class Collaborative:
     def fold_in(self, history: HistoryBatch, weights: Float32) -> Float32:
         """User factors (requests, dim) solved from each history; zeros where it holds no known item.
 
-        One ridge solve a request with the item factors fixed (Hu, Koren & Volinsky 2008, eq. 4).
-        `weights` is (types,), the strength of each event type.
+        One ridge solve a request with the item factors fixed (Hu, Koren & Volinsky 2008, eq. 4); the
+        confidences of a repeated item add up. `weights` is (types,), the strength of each event type.
         """
         items = self.factors.astype(np.float64)
         gram = items.T @ items + self.regularization * np.eye(items.shape[1])
@@ -102,9 +102,13 @@ def _fold_in(
                 continue
             y = items[item_index[row]]
             known = True
+            unseen = 1.0  # the confidence that the Gram matrix holds already, once an item
+            for earlier in range(offsets[q], row):
+                if item_index[earlier] == item_index[row]:
+                    unseen = 0.0
             for i in range(dim):
                 target[i] += confidence[row] * y[i]
-                scale = (confidence[row] - 1.0) * y[i]
+                scale = (confidence[row] - unseen) * y[i]
                 for j in range(dim):
                     system[i, j] += scale * y[j]
         if known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from implicit.als import AlternatingLeastSquares
-from implicit.nearest_neighbours import CosineRecommender
+from implicit.nearest_neighbours import ItemItemRecommender, normalize
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
@@ -60,8 +60,9 @@ def _als_factors(interactions: sparse.csr_matrix, config: CollaborativeConfig, s
 
 
 def _item_item(interactions: sparse.csr_matrix, config: CollaborativeConfig) -> SparsePairs:
-    model = CosineRecommender(K=config.neighbours + 1, num_threads=0)
-    model.fit(interactions, show_progress=False)
+    unit = normalize(interactions.T).T.tocsr()  # CosineRecommender without its warning about CSR
+    model = ItemItemRecommender(K=config.neighbours + 1, num_threads=0)
+    model.fit(unit, show_progress=False)
     similarity = model.similarity.tocsr().astype(np.float32)
     similarity.setdiag(0)
     return SparsePairs.from_csr(similarity)
