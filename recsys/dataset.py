@@ -41,7 +41,9 @@ class Ids:
         return len(self.values)
 
     def index(self, ids: pl.Series) -> Int32:
-        """Row number of each id, -1 for an unknown, null or wrongly typed one."""
+        """Row number of each id, -1 for an unknown or null one; "2" and 2.0 find the integer 2."""
+        if ids.dtype.is_float():
+            ids = ids.set(ids != ids.round(), None)
         wanted = pl.DataFrame({"id": ids}).with_columns(pl.col("id").cast(self.values.dtype, strict=False))
         joined = wanted.join(self._rows, on="id", how="left", maintain_order="left")
         return joined["row"].cast(pl.Int32).fill_null(-1).to_numpy()

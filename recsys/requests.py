@@ -163,7 +163,7 @@ class HistoryBatch:
     ) -> HistoryBatch:
         """The last `limit` events that each request may know and that are at least `delay_s` old."""
         start, stop = histories.until(requests.user_index, requests.known)
-        if delay_s > 0:
+        if delay_s > 0 and len(histories.sequence):
             stop = _drop_younger(histories, start, stop, requests.timestamp - delay_s)
         start = np.maximum(start, stop - limit)
         rows = concatenated_ranges(start, stop)
