@@ -30,7 +30,7 @@ class DistillationConfig:
     """
 
     layers: int = 3
-    max_tokens_seen: int = 1_000_000
+    max_tokens_seen: int = 400_000
     max_epochs: int = 40
     batch_size: int = 32
     learning_rate: float = 5e-4
