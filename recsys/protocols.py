@@ -13,7 +13,7 @@ import numpy as np
 
 from recsys.dataset import Dataset
 from recsys.errors import RecsysError
-from recsys.events import Events, Int32, Int64, concatenated_ranges, lengths_to_offsets
+from recsys.events import Events, Int32, Int64, Slates, concatenated_ranges, lengths_to_offsets
 from recsys.requests import DAY_S, Requests
 
 Protocol = Literal["time", "last", "slate"]
@@ -102,7 +102,10 @@ def _last_split(data: Dataset) -> Split:
     hidden = histories.sequence[last]
     keep = np.ones(len(data.events), np.bool_)
     keep[hidden] = False
-    train = data.with_log(data.events.take(keep), data.slates)
+    slates = data.slates
+    if slates is not None:
+        slates = _never_showing(slates, long_enough, histories.item_index[last], len(data.catalogue))
+    train = data.with_log(data.events.take(keep), slates)
     requests = Requests.of(
         long_enough.astype(np.int32),
         histories.timestamp[last],
@@ -111,6 +114,14 @@ def _last_split(data: Dataset) -> Split:
     )
     positives = (np.arange(len(hidden) + 1, dtype=np.int64), histories.item_index[last])
     return Split(train, data, requests, positives)
+
+
+def _never_showing(slates: Slates, users: Int64, items: Int32, catalogue: int) -> Slates:
+    """The slates that do not show its user the hidden item: their clicks would give it away."""
+    owner = np.repeat(np.arange(len(slates), dtype=np.int64), np.diff(slates.offsets))
+    shown = slates.user_index[owner].astype(np.int64) * catalogue + slates.item_index
+    telling = np.isin(shown, users * catalogue + items) & (slates.item_index >= 0)
+    return slates.take(np.setdiff1d(np.arange(len(slates)), owner[telling]))
 
 
 def _asked_at(users: Int64, as_of: float, known: int) -> Requests:
