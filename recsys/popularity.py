@@ -51,7 +51,7 @@ class Popularity:
         """Decayed counts (moments, items) at the start of each day in `day`, which must ascend."""
         state = np.zeros(len(self.first_seen))
         out = np.empty((len(day), len(state)))
-        next_row, state_day = 0, int(day[0]) if len(day) else 0
+        next_row, state_day = 0, min((int(days[0]) for days in (day, self.days) if len(days)), default=0)
         for place, wanted in enumerate(day):
             while next_row < len(self.days) and self.days[next_row] < wanted:
                 today = int(self.days[next_row])
@@ -62,9 +62,9 @@ class Popularity:
             out[place] = state * 2.0 ** (-(int(wanted) - state_day) / self.half_life_days)
         return out
 
-    def freshness(self, day: int) -> Float64:
-        """(items,) first-seen moment of items already there at the start of `day`, else -inf."""
-        there = self.first_seen < day * DAY_S
+    def freshness(self, day: Int64) -> Float64:
+        """First-seen moment (moments, items) of items already there at the start of each day, else -inf."""
+        there = self.first_seen < day[:, None] * DAY_S
         return np.where(there, self.first_seen, -np.inf)
 
     def to_files(self) -> dict[str, bytes]:

@@ -115,7 +115,7 @@ def top_items(scores: Float32, limit: int) -> tuple[Int64, Int32, Float32]:
     if not rows or not limit:
         return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
     threshold = -np.partition(-scores, limit - 1, axis=1)[:, limit - 1 : limit]
-    owner, item = np.nonzero((scores >= threshold) & np.isfinite(scores))
+    owner, item = np.nonzero(~(scores < threshold) & np.isfinite(scores))  # the threshold may be NaN
     value = scores[owner, item]
     order = np.lexsort((item, -value, owner))
     counts = np.bincount(owner, minlength=rows)

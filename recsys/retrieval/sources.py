@@ -41,7 +41,8 @@ def text_scores(embeddings: Float32, history: HistoryBatch, recency: Float64) ->
     profile = np.divide(profile, norms, out=np.zeros_like(profile), where=norms > 0)
     newest = np.zeros_like(profile)
     some = np.flatnonzero(np.diff(history.offsets) > 0)
-    newest[some] = embeddings[history.item_index[history.offsets[some + 1] - 1]]
+    item = history.item_index[history.offsets[some + 1] - 1]
+    newest[some[item >= 0]] = embeddings[item[item >= 0]]
     scores = (profile + newest) @ embeddings.T
     scores[:, ~embeddings.any(axis=1)] = -np.inf
     scores[~profile.any(axis=1)] = -np.inf
@@ -61,7 +62,7 @@ def fresh_scores(popularity: Popularity, timestamp: Float64) -> Float32:
     """First-seen moment: the newest item scores highest; items not there yet score -inf."""
     day = np.floor(timestamp / DAY_S).astype(np.int64)
     days, inverse = np.unique(day, return_inverse=True)
-    scores = np.stack([popularity.freshness(int(d)) / DAY_S for d in days]).astype(np.float32)
+    scores = (popularity.freshness(days) / DAY_S).astype(np.float32)
     return scores[inverse]
 
 
