@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.config import Config
 from pipelines.fitting import Step, head_examples
 from pipelines.home import Home
+from pipelines.terminal import plain
 from recsys.dataset import Dataset
 from recsys.requests import HistoryBatch
 from recsys.storage import json_bytes, parse_json, write_atomic
@@ -64,7 +65,7 @@ def student_of(
         return TextTransformer.from_files(files), parse_json(files[REPORT_FILE], REPORT_FILE)
     with step("distillation") as progress:
         student, made = distil(teacher, texts, settings, progress=progress)
-    report = asdict(made)
+    report: dict[str, Any] = plain(asdict(made))
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in student.to_files().items():
         write_atomic(folder / name, content)

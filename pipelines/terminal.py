@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -22,7 +23,8 @@ class Terminal:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._stdout = _own_stdout()
+        self.out = Console(file=self._stdout, highlight=False, soft_wrap=True)
         self.err = Console(file=sys.stderr, highlight=False)
         self.started = time.monotonic()
         self.seconds: dict[str, float] = {}
@@ -55,17 +57,26 @@ class Terminal:
     def result(self, document: Mapping[str, Any], lines: Callable[[Console], None]) -> None:
         """Print `document` as one JSON object with --json, else let `lines` print for people."""
         if self.as_json:
-            sys.stdout.write(json.dumps(_finite(document), ensure_ascii=False, allow_nan=False) + "\n")
+            self._stdout.write(json.dumps(plain(document), ensure_ascii=False, allow_nan=False) + "\n")
         else:
             lines(self.out)
+        self._stdout.flush()
 
 
-def _finite(value: Any) -> Any:
+def _own_stdout() -> TextIO:
+    """Standard output for results alone: what libraries print there goes to standard error from now on."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    return os.fdopen(kept, "w", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
     """The same document with null for NaN and infinity, and text for what JSON does not know."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
