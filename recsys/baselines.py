@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from recsys.events import Float32, Int32
+from recsys.pairs import known_rows
 from recsys.protocols import Split
 from recsys.recommender import request_blocks
 from recsys.requests import HistoryBatch, Requests
@@ -48,6 +49,7 @@ def baseline_scorers(split: Split, retriever: Retriever, *, seed: int = 0) -> di
     def text(requests: Requests, history: HistoryBatch) -> Float32:
         profile = history_matrix(history, np.ones(len(history.item_index)), items) @ retriever.embeddings
         scores: Float32 = (profile @ retriever.embeddings.T).astype(np.float32)
+        scores[:, ~known_rows(retriever.embeddings)] = -np.inf
         scores[~profile.any(axis=1)] = -np.inf
         return scores
 
@@ -69,13 +71,13 @@ def top_lists(scorer: BlockScorer, requests: Requests, history: HistoryBatch, se
 
 
 def slate_scores(scorer: BlockScorer, requests: Requests, history: HistoryBatch) -> Float32:
-    """(rows,) score of every shown item; what the scorer knows nothing of shares the lowest finite score."""
+    """(rows,) score of every shown item; what the scorer knows nothing of shares a score below all."""
     out = np.empty(requests.rows, np.float32)
     for chosen in request_blocks(len(requests), 256):
         part = requests.take(chosen)
         block = scorer(part, history.take(chosen))
         scores = block[part.request_of_row(), np.maximum(part.item_index, 0)]
-        finite = np.isfinite(scores)
+        finite = np.isfinite(scores) & (part.item_index >= 0)
         floor = scores[finite].min() - 1.0 if finite.any() else 0.0
         first = requests.offsets[chosen[0]]
         out[first : first + part.rows] = np.where(finite, scores, floor)
