@@ -155,7 +155,7 @@ SMALL = clicks(("u", 1, 1.0), ("u", 2, 2.0))
     ],
 )
 def test_a_log_too_small_is_refused(rows, impressions, protocol):
-    with pytest.raises(RecsysError, match="^nothing_to_test: "):
+    with pytest.raises(RecsysError, match=r"^nothing_to_test: "):
         split(make_dataset(rows, impressions), protocol)
 
 
