@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 
 import numpy as np
@@ -32,7 +32,7 @@ from safetensors.numpy import save as save_safetensors
 from recsys.calibration import Calibration
 from recsys.errors import RecsysError
 from recsys.events import Float32, Int32, Int64, concatenated_ranges, lengths_to_offsets
-from recsys.relevance_kernel import KernelItems, KernelLog, KernelWeights, score_requests
+from recsys.relevance_kernel import LANES, KernelItems, KernelLog, KernelWeights, score_requests
 from recsys.requests import HistoryBatch, Requests
 
 AGE_SLOTS = 16
@@ -377,5 +377,12 @@ def _parameters(weights: HeadWeights) -> KernelWeights:
     """The weights as the kernel wants them: constants folded in, contiguous."""
     scale = np.array([1 / SIMILARITY_UNIT, 1 / len(weights.null), 1.0], np.float32)
     units = np.array([1 / SIMILARITY_UNIT] * 4 + [1.0], np.float32)
-    folded = replace(weights, attention=weights.attention * scale, dense=weights.dense * units)
-    return KernelWeights(*(np.ascontiguousarray(getattr(folded, name)) for name in KernelWeights._fields))
+    hidden = np.concatenate([weights.hidden_pooled, weights.hidden_product]).T  # (h, 2d)
+    return KernelWeights(
+        weights.attention * scale,
+        np.ascontiguousarray(weights.null),
+        weights.dense * units,
+        np.ascontiguousarray(weights.bilinear),
+        np.ascontiguousarray(np.pad(hidden, ((0, -len(hidden) % LANES), (0, 0)))),
+        np.ascontiguousarray(weights.output),
+    )

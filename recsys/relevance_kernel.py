@@ -40,29 +40,36 @@ class KernelItems(NamedTuple):
 
 
 class KernelWeights(NamedTuple):
-    """Those of `relevance.HeadWeights` that are needed per row, units folded in."""
+    """Those of `relevance.HeadWeights` that are needed per row, units folded in.
+
+    `hidden` holds the first layer's pooled and product parts side by side, one row a hidden unit and
+    zero rows up to a multiple of LANES: (hidden, 2d).
+    """
 
     attention: Float32
     null: Float32
     dense: Float32
     bilinear: Float32
-    hidden_pooled: Float32
-    hidden_product: Float32
+    hidden: Float32
     output: Float32
 
 
 class _History(NamedTuple):
-    """One request's history, padded with zero rows to a multiple of LANES."""
+    """One request's history; rows are padded to a multiple of LANES, `bias` is not."""
 
     vectors: Float32
     keys: Float32
     bias: Float32
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
-def _dots(vector: Float32, rows: Float32, events: int, out: Float32) -> None:
-    """out[j] = vector · rows[j] for j < events, LANES rows at a time."""
-    for j in range(0, events, 4):
+# The functions below work on all candidates of a request at a time: handing numba a tuple of arrays costs
+# as much as a hundred multiplications, once a request instead of once a row.
+
+
+@njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
+def _dots(vector: Float32, rows: Float32, count: int, out: Float32) -> None:
+    """out[j] = vector · rows[j] for j < count, LANES rows at a time."""
+    for j in range(0, count, 4):
         a, b, c, d = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
         row_a, row_b, row_c, row_d = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
         for i in range(len(vector)):
@@ -74,60 +81,67 @@ def _dots(vector: Float32, rows: Float32, events: int, out: Float32) -> None:
         out[j], out[j + 1], out[j + 2], out[j + 3] = a, b, c, d
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
+@njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
 def _attend(
-    history: _History,
-    vector: Float32,
-    projected: Float32,
-    weights: KernelWeights,
-    pooled: Float32,
-    scratch: Float32,
-) -> np.float32:
-    """Fill `pooled`; return the dense part of the logit. `scratch` is (2, padded events)."""
-    events = len(history.bias)
-    similarity, logit = scratch[0], scratch[1]
-    _dots(vector, history.vectors, events, similarity)
-    _dots(projected, history.keys, events, logit)
-    top, total, best = weights.attention[2], np.float32(0.0), np.float32(-1.0)
-    for j in range(events):
-        logit[j] = weights.attention[0] * similarity[j] + weights.attention[1] * logit[j] + history.bias[j]
-        total += similarity[j]
-        best, top = max(best, similarity[j]), max(top, logit[j])
-    share = np.exp(weights.attention[2] - top)
-    mass, attended = share, np.float32(0.0)
-    for j in range(events):
-        logit[j] = np.exp(logit[j] - top)
-        mass += logit[j]
-        attended += logit[j] * similarity[j]
-    for i in range(len(pooled)):
-        pooled[i] = share * weights.null[i]
-    for j in range(events):
-        for i in range(len(pooled)):
-            pooled[i] += logit[j] * history.keys[j, i]
-    for i in range(len(pooled)):
-        pooled[i] /= mass
-    if events == 0:
-        return np.float32(0.0)
-    dense = weights.dense[0] * (attended / mass) + weights.dense[1] * (total / np.float32(events))
-    dense += weights.dense[2] * best + weights.dense[3] * similarity[events - 1]
-    return dense + weights.dense[4] * np.float32(np.log1p(np.float32(events)))
+    index: Int32, history: _History, items: KernelItems, weights: KernelWeights, pooled: Float32, out: Float32
+) -> None:
+    """Fill `pooled` (candidates, d), and `out` (candidates,) with the dense part of the logit."""
+    scale, cross, empty = weights.attention
+    attended_w, mean_w, best_w, last_w, length_w = weights.dense
+    keys, bias, null = history.keys, history.bias, weights.null
+    events, dim = len(bias), len(weights.null)
+    similarity, logit = np.empty(len(keys), np.float32), np.empty(len(keys), np.float32)
+    unknown = np.zeros(items.vectors.shape[1], np.float32)
+    length = length_w * np.float32(np.log1p(np.float32(events)))
+    for row in range(len(index)):
+        item = index[row]
+        _dots(items.vectors[item] if item >= 0 else unknown, history.vectors, events, similarity)
+        _dots(items.candidate[item], keys, events, logit)
+        top, total, best = empty, np.float32(0.0), np.float32(-1.0)
+        for j in range(events):
+            logit[j] = scale * similarity[j] + cross * logit[j] + bias[j]
+            total += similarity[j]
+            best, top = max(best, similarity[j]), max(top, logit[j])
+        share = np.exp(empty - top)
+        mass, attended = share, np.float32(0.0)
+        for i in range(dim):
+            pooled[row, i] = share * null[i]
+        for j in range(events):
+            share = np.exp(logit[j] - top)
+            mass += share
+            attended += share * similarity[j]
+            for i in range(dim):
+                pooled[row, i] += share * keys[j, i]
+        for i in range(dim):
+            pooled[row, i] /= mass
+        out[row] = length
+        if events:
+            out[row] += attended_w * (attended / mass) + mean_w * (total / np.float32(events))
+            out[row] += best_w * best + last_w * similarity[events - 1]
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
-def _perceptron(pooled: Float32, projected: Float32, hidden: Float32, weights: KernelWeights) -> np.float32:
-    """Bilinear term and hidden layer; `hidden` holds the candidate's part and is overwritten."""
-    total = np.float32(0.0)
-    for i in range(len(pooled)):
-        product = projected[i] * pooled[i]
-        total += weights.bilinear[i] * product
-        for k in range(len(hidden)):
-            hidden[k] += pooled[i] * weights.hidden_pooled[i, k] + product * weights.hidden_product[i, k]
-    for k in range(len(hidden)):
-        total += weights.output[k] * max(hidden[k], np.float32(0.0))
-    return total
+@njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
+def _interact(
+    index: Int32, pooled: Float32, items: KernelItems, weights: KernelWeights, out: Float32
+) -> None:
+    """Add prior, bilinear term and hidden layer to `out` (candidates,)."""
+    bilinear, output = weights.bilinear, weights.output
+    dim, units = len(bilinear), len(output)
+    inputs, sums = np.empty(2 * dim, np.float32), np.empty(len(weights.hidden), np.float32)
+    for row in range(len(index)):
+        item = index[row]
+        total = items.prior[item]
+        for i in range(dim):
+            product = pooled[row, i] * items.candidate[item, i]
+            inputs[i], inputs[dim + i] = pooled[row, i], product
+            total += bilinear[i] * product
+        _dots(inputs, weights.hidden, units, sums)
+        for k in range(units):
+            total += output[k] * max(items.hidden[item, k] + sums[k], np.float32(0.0))
+        out[row] += total
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
+@njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
 def score_requests(
     first: int, last: int, log: KernelLog, items: KernelItems, weights: KernelWeights, out: Float32
 ) -> None:
@@ -135,27 +149,25 @@ def score_requests(
 
     Item -1 is unknown: it is the last row of the projected tables and has a text vector of zeros.
     """
-    longest = 0
+    longest, widest = 0, 0
     for q in range(first, last):
         longest = max(longest, log.history_offsets[q + 1] - log.history_offsets[q])
+        widest = max(widest, log.offsets[q + 1] - log.offsets[q])
     padded = (longest + LANES - 1) // LANES * LANES
-    width, dim = items.vectors.shape[1], len(weights.null)
-    vectors = np.zeros((padded, width), np.float32)
-    keys = np.zeros((padded, dim), np.float32)
-    scratch = np.zeros((2, padded), np.float32)
-    pooled, hidden = np.empty(dim, np.float32), np.empty(len(weights.output), np.float32)
-    unknown = np.zeros(width, np.float32)
+    vectors = np.zeros((padded, items.vectors.shape[1]), np.float32)
+    keys = np.zeros((padded, len(weights.null)), np.float32)
+    pooled = np.empty((widest, len(weights.null)), np.float32)
     for q in range(first, last):
         start, stop = log.history_offsets[q], log.history_offsets[q + 1]
         for j in range(stop - start):
             item = log.history_item[start + j]
-            vectors[j] = items.vectors[item] if item >= 0 else unknown
+            if item >= 0:
+                vectors[j] = items.vectors[item]
+            else:
+                vectors[j] = np.float32(0.0)
             keys[j] = items.history[item]
         history = _History(vectors, keys, log.history_bias[start:stop])
-        for row in range(log.offsets[q], log.offsets[q + 1]):
-            item = log.item_index[row]
-            vector = items.vectors[item] if item >= 0 else unknown
-            projected = items.candidate[item]
-            total = items.prior[item] + _attend(history, vector, projected, weights, pooled, scratch)
-            hidden[:] = items.hidden[item]
-            out[row] = total + _perceptron(pooled, projected, hidden, weights)
+        index = log.item_index[log.offsets[q] : log.offsets[q + 1]]
+        logits = out[log.offsets[q] : log.offsets[q + 1]]
+        _attend(index, history, items, weights, pooled, logits)
+        _interact(index, pooled, items, weights, logits)
