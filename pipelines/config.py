@@ -60,7 +60,7 @@ class StackingConfig:
     share: float = 0.1
     slate_share: float = 0.6
     head_requests: int = 15_000
-    max_rows: int = 2_000_000
+    max_rows: int = 1_000_000
 
 
 @dataclass(frozen=True)

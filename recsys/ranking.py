@@ -26,19 +26,21 @@ class RankerConfig:
         min_data_in_leaf: fewest rows a leaf.
         feature_fraction: share of features a tree may use. `bagging_fraction`: share of rows.
         regularization: L2 term on leaf values.
+        bins: histogram bins a feature.
         truncation: pairs are formed with items down to this predicted rank.
         threads: LightGBM threads in training.
         validation_share: newest share of the requests kept for early stopping.
     """
 
-    learning_rate: float = 0.06
+    learning_rate: float = 0.08
     leaves: int = 63
-    rounds: int = 500
-    patience: int = 40
+    rounds: int = 400
+    patience: int = 25
     min_data_in_leaf: int = 100
     feature_fraction: float = 0.7
-    bagging_fraction: float = 0.9
+    bagging_fraction: float = 0.8
     regularization: float = 5.0
+    bins: int = 127
     truncation: int = 20
     threads: int = 2
     validation_share: float = 0.15
@@ -167,6 +169,7 @@ def _parameters(config: RankerConfig, seed: int) -> dict[str, object]:
         "bagging_fraction": config.bagging_fraction,
         "bagging_freq": 1,
         "lambda_l2": config.regularization,
+        "max_bin": config.bins,
         "lambdarank_truncation_level": config.truncation,
         "num_threads": config.threads,
         "seed": seed,
