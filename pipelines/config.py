@@ -83,7 +83,8 @@ class Config:
     """Everything that can be set, by component.
 
     `roles` gives each event type its meaning; `gates` says what a version must reach on its held-out
-    window before `promote` moves the champion: `<metric>_min` or `<metric>_max` to a limit.
+    window before `promote` moves the champion: `<metric>_min` or `<metric>_max` to a limit. Both are laid
+    over the defaults key by key; `inf` or `-inf` opens a default gate.
     """
 
     seed: int = 0
@@ -132,11 +133,8 @@ def load_config(
             raise _invalid("an override has the form section.key=value", override)
         _assign(tree, key.strip().split("."), value.strip())
     _refuse_unknown(Config, tree, "")
-    if "roles" in tree:
-        defaults = {name: asdict(role) for name, role in DEFAULT_ROLES.items()}
-        tree["roles"] = {**defaults, **tree["roles"]}
     try:
-        return TypeAdapter(Config).validate_python(tree)
+        return TypeAdapter(Config).validate_python(_over_defaults(tree))
     except ValidationError as error:
         first = error.errors()[0]
         raise _invalid(first["msg"], ".".join(str(part) for part in first["loc"])) from None
@@ -170,7 +168,25 @@ def _refuse_unknown(kind: type, tree: Mapping[str, Any], prefix: str) -> None:
             _refuse_unknown(hints[key], value, f"{prefix}{key}.")
         elif key == "roles" and isinstance(value, Mapping):
             for name, role in value.items():
-                _refuse_unknown(EventRole, role, f"{prefix}roles.{name}.")
+                if isinstance(role, Mapping):
+                    _refuse_unknown(EventRole, role, f"{prefix}roles.{name}.")
+
+
+def _over_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the default roles and gates filled in under its own, key by key."""
+    roles = {name: asdict(role) for name, role in DEFAULT_ROLES.items()}
+    for section, defaults in (("roles", roles), ("gates", DEFAULT_GATES)):
+        if isinstance(own := tree.get(section), Mapping):
+            tree = {**tree, section: _merged(defaults, own)}
+    return tree
+
+
+def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**defaults, **own}
+    for key in defaults.keys() & own.keys():
+        if isinstance(defaults[key], Mapping) and isinstance(own[key], Mapping):
+            merged[key] = _merged(defaults[key], own[key])
+    return merged
 
 
 def _flatten(prefix: str, value: Any) -> list[tuple[str, str]]:
