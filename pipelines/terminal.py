@@ -35,7 +35,7 @@ class Terminal:
         began = time.monotonic()
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             TimeElapsedColumn(),
         )
@@ -44,7 +44,7 @@ class Terminal:
             yield lambda done, total: bar.update(task, completed=done, total=total)
         took = time.monotonic() - began
         self.seconds[name] = self.seconds.get(name, 0.0) + took
-        self.err.print(f"[{time.monotonic() - self.started:7.1f} s] {name}: {took:.1f} s")
+        self.note(f"[{time.monotonic() - self.started:7.1f} s] {name}: {took:.1f} s")
 
     def elapsed(self) -> float:
         """Seconds since the start."""
@@ -81,7 +81,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value.item() if hasattr(value, "item") else str(value)
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> Table:
