@@ -32,8 +32,8 @@ class DistillationConfig:
     layers: int = 3
     max_tokens_seen: int = 400_000
     max_epochs: int = 40
-    batch_size: int = 32
-    learning_rate: float = 5e-4
+    batch_size: int = 16
+    learning_rate: float = 7e-4
     warmup_steps: int = 20
     holdout_share: float = 0.05
     max_texts: int = 20_000

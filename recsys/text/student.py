@@ -114,12 +114,15 @@ def distil(
 
 
 def fingerprint(teacher: Teacher, texts: Sequence[str], config: DistillationConfig) -> str:
-    """Digest of everything that decides the student, to find it again in a cache."""
+    """Digest of everything that decides the student, to find it again in a cache.
+
+    The order and repetition of the texts do not.
+    """
     digest = hashlib.blake2b(digest_size=16)
     decisive = asdict(config) | {"algorithm": ALGORITHM, "teacher": teacher.sha256}
     digest.update(json.dumps([decisive, asdict(teacher.tokenizer.limits)], sort_keys=True).encode())
     digest.update(hashlib.sha256(teacher.tokenizer.definition).digest())
-    for text in texts:
+    for text in sorted(set(texts)):
         digest.update(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
     return digest.hexdigest()
 
@@ -153,9 +156,17 @@ def _lessons(teacher: Teacher, texts: Sequence[str], config: DistillationConfig)
     holdout, train = chosen[:held], chosen[held:]
     copies = augment(train, rng=rng)
     train = sorted({*train, *copies} - set(holdout))
+    train = _affordable([train[row] for row in rng.permutation(len(train))], teacher, config)
     # bf16 is exact enough for a target (cosine .99998) and needs no calibration.
     encoder = build_encoder(teacher.transformer, teacher.tokenizer, [], precision="bf16")
     return _lesson(teacher, encoder.encode(train), train), _lesson(teacher, encoder.encode(holdout), holdout)
+
+
+def _affordable(texts: list[str], teacher: Teacher, config: DistillationConfig) -> list[str]:
+    """The first texts, as many as training will read once: the teacher embeds no others."""
+    lengths = np.array([len(ids) for ids in teacher.tokenizer.encode(texts)], np.int64)
+    before = np.cumsum(lengths) - lengths
+    return [text for text, tokens in zip(texts, before, strict=True) if tokens < config.max_tokens_seen]
 
 
 def _lesson(teacher: Teacher, targets: Float32, texts: list[str]) -> _Lesson:
@@ -208,9 +219,10 @@ class _Training:
         while self.step < self.planned and waited < self.config.patience and time.monotonic() < deadline:
             self._pass_over_texts(deadline)
             cosine = self._holdout_cosine()
-            waited = waited + 1 if cosine <= self.best_cosine else 0
-            if not waited or math.isnan(cosine):
-                best, self.best_cosine = self._weights(), cosine
+            if cosine > self.best_cosine or not len(self.holdout):  # a diverged student has NaN
+                best, self.best_cosine, waited = self._weights(), cosine, 0
+            else:
+                waited += 1
         self.stopped_early = self.step < self.planned
         self.student.layers.load_state_dict(best)
         self.student.eval()

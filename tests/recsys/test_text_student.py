@@ -14,7 +14,7 @@ from recsys.text.student import DistillationConfig, distil, fingerprint, neighbo
 from recsys.text.torch_runtime import TorchEncoder
 from recsys.text.transformer import TextTransformer, spread_layers
 
-CONFIG = DistillationConfig(layers=2, max_epochs=4, learning_rate=2e-3, warmup_steps=5)
+CONFIG = DistillationConfig(layers=2, max_epochs=2, learning_rate=2e-3, warmup_steps=5)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,7 @@ def test_token_cap_limits_the_steps_and_progress_sees_each(tiny_teacher, made_up
     config = replace(CONFIG, max_tokens_seen=3_000)
     _, report = distil(tiny_teacher, made_up_texts, config, progress=lambda *step: seen.append(step))
     assert report.epochs == 1
+    assert 3_000 / 32 <= report.texts < len(made_up_texts)
     assert seen == [(step + 1, report.steps) for step in range(report.steps)]
 
 
@@ -73,6 +74,13 @@ def test_worsening_student_stops_early_and_keeps_its_best_weights(tiny_teacher, 
     assert report.stopped_early
     assert report.epochs < 30
     assert report.holdout_cosine >= report.initial_cosine
+
+
+def test_diverged_student_is_not_kept(tiny_teacher, made_up_texts):
+    config = replace(CONFIG, learning_rate=1e30, patience=1)
+    student, report = distil(tiny_teacher, made_up_texts, config)
+    assert report.holdout_cosine == report.initial_cosine
+    assert np.isfinite(TorchEncoder(student, tiny_teacher.tokenizer).encode(["red lamp"])).all()
 
 
 def test_spent_clock_ends_training(tiny_teacher, made_up_texts):
@@ -91,7 +99,7 @@ def test_hardly_any_text_still_gives_a_student(tiny_teacher, texts):
 def test_fingerprint_changes_with_what_decides_the_student(tiny_teacher):
     texts = ["red lamp", "old chair"]
     base = fingerprint(tiny_teacher, texts, CONFIG)
-    assert base == fingerprint(replace(tiny_teacher, name="other"), list(texts), replace(CONFIG))
+    assert base == fingerprint(replace(tiny_teacher, name="other"), texts[::-1] * 2, replace(CONFIG))
     assert base != fingerprint(tiny_teacher, ["red lamp", "old chairs"], CONFIG)
     assert base != fingerprint(tiny_teacher, texts, replace(CONFIG, layers=1))
     assert base != fingerprint(replace(tiny_teacher, sha256="1" * 64), texts, CONFIG)
