@@ -156,7 +156,7 @@ def evaluate(
     data: DataArgument,
     protocol: Annotated[str, typer.Option(help="time, last or slate.")] = "time",
     baselines: Annotated[bool, typer.Option("--baselines/--no-baselines")] = True,
-    seeds: Annotated[list[int] | None, typer.Option("--seeds", help="Give it once a seed.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seeds", help="One or more: --seeds 0 1 2.")] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     home: HomeOption = None,
@@ -310,7 +310,7 @@ def _print_lines(lines: list[str], console: Any) -> None:
 def main() -> NoReturn:
     """Run the command line; a failure ends with one line on standard error and a sysexits number."""
     try:
-        code = app(standalone_mode=False)
+        code = app(_repeated(sys.argv[1:], "--seeds"), standalone_mode=False)
     except RecsysError as error:
         _fail(error.code, error.what, error.where, error.exit_code)
     except click.exceptions.Abort:
@@ -328,6 +328,18 @@ def main() -> NoReturn:
         what = f"{type(error).__name__}: {error} (RECSYS_TRACEBACK=1 shows where)"
         _fail("internal", " ".join(what.split())[:500], "", EXIT_SOFTWARE)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _repeated(words: list[str], option: str) -> list[str]:
+    """`--seeds 0 1 2` as `--seeds 0 --seeds 1 --seeds 2`, the form that the parser knows."""
+    out: list[str] = []
+    within = False
+    for word in words:
+        if within and out[-1] != option and word.isdecimal():
+            out.append(option)
+        within = word == option or (within and word.isdecimal())
+        out.append(word)
+    return out
 
 
 def _fail(code: str, what: str, where: str, exit_code: int) -> NoReturn:

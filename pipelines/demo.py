@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from recsys.metrics import mean_interval, slate_metrics
 from recsys.simulation import SimulationConfig, simulate
 from recsys.tracking import Registry
 
+DEMO_TOKENS = 120_000
+DEMO_STEPS = 60
 SHOWN_USERS = 3
 SHOWN_HISTORY = 5
 SHOWN_SLATE = 5
@@ -33,7 +36,7 @@ def run_demo(
     folder = home.demo_data
     with terminal.step("simulation") as progress:
         world = simulate(folder, SimulationConfig(users=users, items=items, seed=seed), progress=progress)
-    config = Config(seed=seed)
+    config = demo_config(seed)
     data, report = load(folder, roles=config.roles)
     registry = Registry(home.path)
     trained = train(data, config, home, registry, terminal, name=DEFAULT_NAME)
@@ -52,6 +55,16 @@ def run_demo(
         "seconds": terminal.elapsed(),
         "step_seconds": terminal.seconds,
     }
+
+
+def demo_config(seed: int) -> Config:
+    """The default settings with shorter distillation and fine-tuning, so that the demo ends in minutes."""
+    config = Config(seed=seed)
+    return replace(
+        config,
+        distillation=replace(config.distillation, max_tokens_seen=DEMO_TOKENS),
+        finetuning=replace(config.finetuning, max_steps=DEMO_STEPS, evaluate_every=DEMO_STEPS // 2),
+    )
 
 
 def oracle(folder: Path, evaluated: Evaluated) -> dict[str, float]:

@@ -72,7 +72,7 @@ def test_a_new_item_and_a_new_user_are_taken_in_without_training(job, tmp_path):
     write_parquet(world / "items.parquet", pl.concat([items, fresh]))
     events = pl.read_parquet(world / "events.parquet")
     click = events.filter(pl.col("event_type") == "click").tail(1)
-    newcomer = click.with_columns(user_id=pl.lit("newcomer"), event_id=pl.lit("e-new"))
+    newcomer = click.with_columns(user_id=pl.lit("newcomer"), event_id=pl.lit(10**12, pl.Int64))
     write_parquet(world / "events.parquet", pl.concat([events, newcomer]))
     night = job.json("score", world, "--out", tmp_path / "scores", "--top-k", "3")
     assert night["items_embedded"] == 1
