@@ -94,18 +94,19 @@ def world() -> World:
 
 
 def fit_small_ranker(models: Recommender, data: Dataset, state: Replay, features: Features):
-    """Fitted on a planted mixture of the thirty columns that differ most."""
+    """Fitted on a planted mixture of the thirty columns that differ most, and of the first source."""
     rng = np.random.default_rng(4)
     count, rows = 60, 10
     items = np.concatenate([rng.permutation(24)[:rows] for _ in range(count)])
     offsets = np.arange(count + 1, dtype=np.int64) * rows
     moments = np.sort(rng.uniform(5, 29, count)) * DAY_S
     users = rng.integers(0, 10, count)
-    requests = Requests.of(users, moments, data.events.known_at(moments), (offsets, items))
+    source = rng.integers(0, 64, len(items)).astype(np.int32)
+    requests = Requests.of(users, moments, data.events.known_at(moments), (offsets, items), source)
     matrix = models.matrix(requests, state)
     filled = np.nan_to_num(matrix)
     varied = filled[:, filled.std(axis=0).argsort()[-30:]]
-    score = (varied / varied.std(axis=0)) @ rng.normal(size=30)
+    score = (varied / varied.std(axis=0)) @ rng.normal(size=30) + 8.0 * (source & 1)
     requests = requests.labelled(score > np.median(score))
     config = RankerConfig(rounds=15, leaves=6, min_data_in_leaf=5, threads=1)
     names = features.schema.names
@@ -132,6 +133,8 @@ def test_scores_come_in_the_order_of_the_rows(world):
     assert len(np.unique(scores)) > 4
     order = np.random.default_rng(1).permutation(9)
     np.testing.assert_array_equal(world.scorer.score(*shuffled(order)), scores[order])
+    without = world.scorer.score(*ROWS[:3], [""] * 9, ROWS[4])
+    assert (without != scores).any()  # sources count, so the test above sees them in their place
 
 
 def test_a_request_alone_scores_as_in_a_batch(world):

@@ -63,6 +63,11 @@ def test_training_stops_where_the_newest_requests_stop_improving(fitted):
     assert fit(turned, requests)[1].trees < fitted[1].trees
 
 
+def test_trees_after_the_best_one_are_dropped(fitted):
+    more_patience = fit(*make_rows(), replace(CONFIG, patience=20))[1]
+    assert more_patience.trees == fitted[1].trees < CONFIG.rounds
+
+
 def test_the_newest_share_validates():
     offsets = np.zeros(11, np.int64)
     moments = np.array([5, 9, 1, 8, 2, 7, 3, 6, 4, 0.0])
