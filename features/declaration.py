@@ -14,7 +14,7 @@ Key = Literal[
     "global", "user", "item", "category", "subcategory", "user_category", "user_subcategory", "user_item"
 ]
 Stream = Literal["target", "outcome", "click", "negative", "any", "shown", "catalogue"]
-Mark = Literal["count", "first", "last", "created", "categories"]
+Mark = Literal["count", "first", "last", "created", "categories", "slate_share"]
 Pairs = Literal["text", "als", "item_item", "transition"]
 Aggregate = Literal["mean", "max", "top3", "last", "recent", "ordered"]
 Transform = Literal["rank", "ratio", "zscore"]
@@ -38,7 +38,9 @@ class State:
             (the same, each 1), `click` (clicks; in a log without that type, every outcome), `negative`,
             `any` (each event 1), `shown` (slate rows), or `catalogue` (no stream).
         mark: `count` (decayed sum), `first` and `last` (days since that row of the stream), `created` (days
-            since the item's created_at), `categories` (distinct categories in the user's history).
+            since the item's created_at), `categories` (distinct categories in the user's
+            history), `slate_share` (share of the request's candidates that have the candidate's category
+            or sub-category, as `key` says).
         half_life_days: of a `count`; None never decays.
         delay_s: how old a row of the stream must be before it is seen.
     """
@@ -227,6 +229,24 @@ class DistinctCategories:
 
 
 @dataclass(frozen=True)
+class SlateShare:
+    """How much of the slate is of the candidate's kind: what a policy shows in numbers, it believes in.
+
+    Attributes:
+        key: `category` or `subcategory`.
+    """
+
+    name: str
+    key: Literal["category", "subcategory"]
+
+    def columns(self) -> tuple[Column, ...]:
+        """One column, `NAME`."""
+        state = State(self.key, "catalogue", "slate_share")
+        meaning = f"share of the slate that has the candidate's {self.key}"
+        return (Column(self.name, meaning, Formula("identity", (state,))),)
+
+
+@dataclass(frozen=True)
 class HistorySimilarity:
     """Scores between the candidate and the user's last events, brought together in several ways.
 
@@ -317,6 +337,7 @@ Declaration = (
     | Pace
     | Age
     | DistinctCategories
+    | SlateShare
     | HistorySimilarity
     | RequestScore
     | SourceFlag
@@ -334,6 +355,7 @@ _KINDS: dict[str, type[Any]] = {
         Pace,
         Age,
         DistinctCategories,
+        SlateShare,
         HistorySimilarity,
         RequestScore,
         SourceFlag,

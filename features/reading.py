@@ -47,7 +47,7 @@ class Reading:
 def fill_catalogue(
     plan: StatePlan, items: ItemTable, requests: Requests, history: HistoryBatch, counters: Float32
 ) -> None:
-    """Write the states that no stream updates: the item's age, and the categories in the history."""
+    """Write the states that no stream updates: ages of items, and kinds in the history and the slate."""
     for state, column in plan.column.items():
         if state.mark == "created":
             moment = np.repeat(requests.timestamp, np.diff(requests.offsets))
@@ -56,6 +56,9 @@ def fill_catalogue(
         elif state.mark == "categories":
             distinct = distinct_codes(history.offsets, history.item_index, items.category)
             counters[:, column] = np.repeat(distinct, np.diff(requests.offsets))
+        elif state.mark == "slate_share":
+            codes = items.category if state.key == "category" else items.subcategory
+            counters[:, column] = shares_in_slate(requests.offsets, requests.item_index, codes)
 
 
 @njit(cache=True, nogil=True)
@@ -71,3 +74,21 @@ def distinct_codes(offsets: Int64, item_index: Int32, codes: Int32) -> Int64:
                 seen[code] = request
                 distinct[request] += 1
     return distinct
+
+
+@njit(cache=True, nogil=True)
+def shares_in_slate(offsets: Int64, item_index: Int32, codes: Int32) -> Float32:
+    """(rows,) share of its request's rows that have the same code as the row's item; NaN without one."""
+    shares = np.full(len(item_index), np.nan, np.float32)
+    counts = np.zeros(codes.max() + 2 if len(codes) else 1, np.int64)  # the last place is for no code
+    for request in range(len(offsets) - 1):
+        start, stop = offsets[request], offsets[request + 1]
+        for row in range(start, stop):
+            counts[codes[item_index[row]] if 0 <= item_index[row] < len(codes) else -1] += 1
+        for row in range(start, stop):
+            code = codes[item_index[row]] if 0 <= item_index[row] < len(codes) else -1
+            if code >= 0:
+                shares[row] = counts[code] / (stop - start)
+        for row in range(start, stop):
+            counts[codes[item_index[row]] if 0 <= item_index[row] < len(codes) else -1] = 0
+    return shares

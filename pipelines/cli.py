@@ -19,8 +19,6 @@ from pipelines.home import DEFAULT_NAME, Home
 from pipelines.terminal import Terminal
 from recsys.errors import EXIT_DATA, EXIT_SOFTWARE, EXIT_UNAVAILABLE, EXIT_USAGE, RecsysError
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve their neighbours
-
 app = typer.Typer(
     name="recsys",
     help="A personalized recommendation engine for a catalogue with text and a log of what people did.",

@@ -53,13 +53,13 @@ class StackingConfig:
     Attributes:
         share: newest share of the events (protocol time) whose users are asked.
         slate_share: newest share of the slates that the ranker learns from.
-        head_requests: newest events that the relevance head learns from, on logs without slates.
+        head_requests: newest slates (or events, where there are none) that the relevance head learns from.
         max_rows: candidate rows in ranker training at most; whole requests are left out beyond it.
     """
 
     share: float = 0.1
-    slate_share: float = 0.6
-    head_requests: int = 15_000
+    slate_share: float = 0.75
+    head_requests: int = 10_000
     max_rows: int = 1_000_000
 
 

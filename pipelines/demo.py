@@ -107,14 +107,14 @@ def people(data: Dataset, scores: Path, file: str) -> list[dict[str, Any]]:
 
 def _person(data: Dataset, table: pl.DataFrame, user: int) -> dict[str, Any]:
     start, stop = data.histories.offsets[user : user + 2]
-    newest = data.histories.item_index[max(start, stop - SHOWN_HISTORY) : stop][::-1]
+    newest = list(dict.fromkeys(data.histories.item_index[start:stop][::-1].tolist()))[:SHOWN_HISTORY]
     rows = table.filter(pl.col("user_id") == data.users[user]).sort("rank").head(SHOWN_SLATE)
     items = data.catalogue.ids.index(rows["item_id"])
     return {
         "user_id": data.users[user],
         "events": int(stop - start),
         "rung": rows["rung"][0] if rows.height else None,
-        "history": [_label(data, int(item)) for item in newest],
+        "history": [_label(data, item) for item in newest],
         "slate": [
             {
                 "rank": row["rank"],

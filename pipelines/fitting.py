@@ -137,9 +137,10 @@ def known_users(train: Dataset) -> Bool:
 
 
 def head_examples(train: Dataset, config: Config, *, seed: int = 0) -> Examples:
-    """Shown slates where there are any, else the newest events with sampled candidates."""
+    """The newest slates where there are any, else the newest events with sampled candidates."""
     if train.slates is not None:
-        requests = Requests.from_slates(train.slates, train.events)
+        newest = np.arange(len(train.slates))[-config.stacking.head_requests :]
+        requests = Requests.from_slates(train.slates.take(newest), train.events)
         return slate_examples(requests, train.events, train.weights)
     sampling = SamplingConfig(max_requests=config.stacking.head_requests, seed=seed)
     return sampled_examples(

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 Report = Callable[[int, int], None]
+_WIDTH = 120  # tables are made for people who widen their window, and for files
 
 
 class Terminal:
@@ -24,7 +25,7 @@ class Terminal:
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
         self._stdout = _own_stdout()
-        self.out = Console(file=self._stdout, highlight=False, soft_wrap=True)
+        self.out = Console(file=self._stdout, highlight=False, soft_wrap=True, width=_WIDTH)
         self.err = Console(file=sys.stderr, highlight=False)
         self.started = time.monotonic()
         self.seconds: dict[str, float] = {}

@@ -32,7 +32,7 @@ class CollaborativeConfig:
         neighbours: item-item neighbours kept per item.
     """
 
-    embedding_dim: int = 128
+    embedding_dim: int = 64
     epochs: int = 12
     regularization: float = 0.02
     confidence: float = 8.0

@@ -13,6 +13,7 @@ from recsys.pairs import SparsePairs
 from recsys.popularity import Popularity
 from recsys.requests import SOURCES, HistoryBatch, Requests
 from recsys.retrieval import sources
+from recsys.retrieval.top import top_items
 
 __all__ = ["RetrievalConfig", "Retriever", "Seen", "seen_items", "top_items"]
 
@@ -103,25 +104,6 @@ class Retriever:
         }
         for name in SOURCES:
             yield getattr(config, name), blocks[name]
-
-
-def top_items(scores: Float32, limit: int) -> tuple[Int64, Int32, Float32]:
-    """Row, item and score of the `limit` best finite scores of each row, best first, ties by item number.
-
-    `scores` has shape (rows, items).
-    """
-    rows, items = scores.shape
-    limit = min(limit, items)
-    if not rows or not limit:
-        return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
-    threshold = -np.partition(-scores, limit - 1, axis=1)[:, limit - 1 : limit]
-    owner, item = np.nonzero(~(scores < threshold) & np.isfinite(scores))  # the threshold may be NaN
-    value = scores[owner, item]
-    order = np.lexsort((item, -value, owner))
-    counts = np.bincount(owner, minlength=rows)
-    place = np.arange(len(owner)) - np.repeat(lengths_to_offsets(counts)[:-1], counts)
-    chosen = order[place < limit]
-    return owner[chosen], item[chosen].astype(np.int32), value[chosen]
 
 
 def _merge(parts: list[tuple[Int64, Int32, Int32]], requests: int, items: int) -> tuple[Int64, Int32, Int32]:

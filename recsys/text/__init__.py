@@ -7,14 +7,10 @@ training side.
 OpenVINO reports to its maker when it is imported, NNCF when it is called. This file runs before any
 module of the package can import them, so it is where both are told not to: OpenVINO falls back to its
 own empty stub when the reporting package is not importable, NNCF reads `NNCF_CI`.
-
-OpenMP threads wait asleep instead of spinning, unless the environment says otherwise: on two cores
-shared with other work, training steps were five to ten times slower with spinning.
 """
 
 import os
 import sys
 
 os.environ["NNCF_CI"] = "1"
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

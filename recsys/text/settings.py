@@ -30,7 +30,7 @@ class DistillationConfig:
     """
 
     layers: int = 3
-    max_tokens_seen: int = 400_000
+    max_tokens_seen: int = 250_000
     max_epochs: int = 40
     batch_size: int = 16
     learning_rate: float = 7e-4
@@ -69,7 +69,7 @@ class FinetuneConfig:
     """
 
     mode: Literal["full", "lora", "frozen"] = "full"
-    max_steps: int = 200
+    max_steps: int = 100
     batch_size: int = 16
     candidates: int = 6
     history_limit: int = 12
@@ -82,7 +82,7 @@ class FinetuneConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     holdout: float = 0.1
     holdout_texts: int = 800
-    evaluate_every: int = 50
+    evaluate_every: int = 34
     patience: int = 2
     min_gain: float = 1e-4
     seed: int = 0
