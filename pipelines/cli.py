@@ -176,7 +176,7 @@ def evaluate(
     document = {
         "data": dataset.name,
         "seeds": list(chosen),
-        **result.document(),
+        **result.document,
         "seconds": terminal.elapsed(),
         "peak_memory_mb": peak_memory_mb(),
         "step_seconds": terminal.seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,9 @@ class Evaluated:
     fits: list[Fit]
     protocol: Protocol
 
+    @cached_property
     def document(self) -> dict[str, Any]:
-        """What the table holds, as plain values."""
+        """What the table holds, as plain values; the intervals are drawn once."""
         evaluation = self.evaluation
         return {
             "protocol": self.protocol,

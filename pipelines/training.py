@@ -91,7 +91,7 @@ def train(
 
 def version_metrics(evaluated: Evaluated) -> dict[str, float]:
     """Figures that gates and people compare versions by; `lift_over_*` are ratios of the headline."""
-    document = evaluated.document()
+    document = evaluated.document
     models, headline = document["models"], document["headline"]
     metrics = {name: entry["mean"] for name, entry in models["full"].items()}
     metrics |= {f"{model}_{headline}": models[model][headline]["mean"] for model in models if model != "full"}
@@ -108,7 +108,7 @@ def evaluation_rows(evaluated: Evaluated) -> list[dict[str, Any]]:
     """The evaluation table as flat rows."""
     return [
         {"model": model, "metric": metric, **entry}
-        for model, metrics in evaluated.evaluation.models().items()
+        for model, metrics in evaluated.document["models"].items()
         for metric, entry in metrics.items()
     ]
 
@@ -191,7 +191,7 @@ def trained_document(trained: Trained, data: str) -> dict[str, Any]:
         "bundle_bytes": trained.bundle_bytes,
         "as_of": version.as_of,
         "metrics": trained.metrics,
-        **trained.evaluated.document(),
+        **trained.evaluated.document,
     }
 
 
