@@ -88,7 +88,7 @@ def adapted(
     if settings.mode == "frozen":
         return student, {"mode": "frozen"}
     with step("student embeddings"):
-        plain = build_encoder(student, teacher.tokenizer, [], precision="fp32").encode(texts)
+        plain = build_encoder(student, teacher.tokenizer, [], precision="bf16").encode(texts)
     examples = head_examples(data, config, seed=seed)
     history = HistoryBatch.of(data.histories, examples.requests, limit=config.head.history_limit)
     with step(f"fine-tuning ({settings.mode})") as progress:
