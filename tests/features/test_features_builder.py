@@ -69,7 +69,7 @@ def build(world, features, requests, pairs, scores):
 
 def test_default_names_are_unique_and_each_column_says_what_it_means():
     schema = Features().schema
-    assert len(set(schema.names)) == len(schema) == 82
+    assert len(set(schema.names)) == len(schema) == 90
     assert all(column.meaning for column in schema.fields)
 
 
@@ -142,7 +142,7 @@ def test_rates_are_missing_without_slates(world):
 
 def test_no_requests_give_an_empty_matrix(world, pairs):
     requests = Requests.from_slates(world.slates, world.events).take(np.zeros(0, np.int64))
-    assert build(world, Features(), requests, pairs, {}).shape == (0, 82)
+    assert build(world, Features(), requests, pairs, {}).shape == (0, 90)
 
 
 @pytest.mark.parametrize("declaration", default_features(3600.0))
@@ -162,7 +162,7 @@ def test_features_and_schema_survive_json():
     ("other", "what"),
     [
         (Features(SWAPPED), "column 5 is `item_trend_month`, expected `item_trend_day`"),
-        (Features(DEFAULT_FEATURES[:-1]), "expected 82 columns, got 81"),
+        (Features(DEFAULT_FEATURES[:-1]), "expected 90 columns, got 89"),
         (Features(default_features(60.0)), "`item_target_1d` was declared as"),
         (Features(history_limit=10), "`item_target_1d` was declared as"),
     ],

@@ -107,8 +107,10 @@ class Naive:
         if state.mark == "created":
             created = CREATED[item] if item >= 0 else None
             return math.nan if created is None else max(now - created, 0.0) / DAY
+        if state.mark == "slate_share":
+            return self.slate_share(state, requests, request, item)
         if state.mark == "categories":
-            raise NotImplementedError
+            raise ValueError("compared apart: it is read from the history")
         key = self.key(state.key, user, item)
         if key is None:
             return math.nan
@@ -126,6 +128,12 @@ class Naive:
             total = total * math.exp(-(moment - last) * rate) + weight if total else weight
             last = moment
         return total * math.exp(-max(now - last, 0.0) * rate)
+
+    def slate_share(self, state: State, requests: Requests, request: int, item: int) -> float:
+        shown = requests.item_index[requests.offsets[request] : requests.offsets[request + 1]].tolist()
+        kinds = [self.key(state.key, 0, other) for other in shown]
+        kind = self.key(state.key, 0, item)
+        return math.nan if kind is None else np.float32(kinds.count(kind) / len(kinds))
 
     def rows(self, state: State, now: float, known: int):
         if state.stream == "shown":
