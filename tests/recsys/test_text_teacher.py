@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from recsys.text.embeddings import ItemEmbeddings
 from recsys.text.openvino_runtime import OpenVinoEncoder
 from recsys.text.quantization import build_encoder, mean_cosine
 from recsys.text.student import DistillationConfig, distil
-from recsys.text.teacher import PACKAGED_TEACHER, Teacher, load_teacher
+from recsys.text.teacher import PACKAGED_TEACHER, load_teacher
 from recsys.text.tokenization import TokenLimits, pad_batch
 from recsys.text.torch_runtime import TorchEncoder
 
@@ -23,25 +24,9 @@ BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "beauty"
 
 
 @pytest.fixture
-def bert_folder(tiny_teacher: Teacher, tmp_path: Path) -> Path:
-    """A random BERT as the transformers library writes it."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(
-        vocab_size=tiny_teacher.tokenizer.vocabulary,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
-        initializer_range=0.5,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_bytes(tiny_teacher.tokenizer.definition)
-    return tmp_path
+def bert_folder(tiny_teacher_folder: Path, tmp_path: Path) -> Path:
+    """A copy of a random BERT's folder, to be damaged."""
+    return Path(shutil.copytree(tiny_teacher_folder, tmp_path / "bert"))
 
 
 def test_folder_gives_the_same_embeddings_as_transformers(bert_folder, made_up_texts):
