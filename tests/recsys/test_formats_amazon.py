@@ -69,7 +69,7 @@ def test_the_field_names_of_each_year(
     assert items.rows() == [("B1", "Tea", description, "Grocery", "Tea")]
     dataset, _ = load(tmp_path / "out")
     assert dataset.users.values.to_list() == ["A1"]
-    assert dataset.event_types == ("review",)
+    assert {dataset.event_types[kind] for kind in dataset.events.type_index} == {"review"}
     assert dataset.events.timestamp.tolist() == [seconds]
     assert dataset.events.value.tolist() == [stars]
 

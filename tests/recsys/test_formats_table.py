@@ -28,7 +28,7 @@ def test_parquet_with_a_column_map(tmp_path: Path):
     files = {"items": "products.parquet", "events": "orders.parquet"}
     import_dataset("table", source, tmp_path / "out", files=files, columns=COLUMNS, event_type="purchase")
     dataset, report = load(tmp_path / "out")
-    assert dataset.event_types == ("purchase",)
+    assert {dataset.event_types[kind] for kind in dataset.events.type_index} == {"purchase"}
     assert dataset.catalogue.title == ["One", "Two"]
     assert report.tables["events"].good == 3
     assert pl.read_parquet(tmp_path / "out/items.parquet")["price"].to_list() == [1.5, 2.5]
