@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from pipelines.config import Config
 from pipelines.evaluating import Evaluated, print_evaluation
-from pipelines.home import DEFAULT_NAME, Home
+from pipelines.home import DEFAULT_HOME, DEFAULT_NAME, Home
 from pipelines.scoring import NightSettings, night_document, score_night
 from pipelines.terminal import Terminal
 from pipelines.training import train, trained_document
@@ -159,14 +161,22 @@ def print_demo(document: dict[str, Any], out: Console) -> None:
     out.print(f"scores     {night['rows']:,} rows, night {night['night']}, in {night['table']}")
     out.print(f"took       {document['seconds']:.0f} s", markup=False)
     out.rule("Next")
-    for line in (
-        "recsys verify                                check the champion's digests and golden scores",
-        f"recsys score {world['folder']}    the night again: nothing changes",
-        f"recsys evaluate {world['folder']} --protocol slate",
-        "recsys train YOUR_DATA                       your own items.parquet and events.parquet",
-        f"mlflow ui --backend-store-uri sqlite:///{document['home']}/mlflow.db",
-    ):
+    for line in next_commands(document["home"], world["folder"]):
         out.print(line, markup=False)
+
+
+def next_commands(home: str, data: str) -> list[str]:
+    """What to type next, in the shell that ran the demo."""
+    option = "" if Path(home) == Path.cwd() / DEFAULT_HOME else f" --home {home}"
+    activate = Path(sys.prefix) / "bin" / "activate"
+    commands = [
+        f"recsys verify{option}",
+        f"recsys score {data}{option}",
+        f"recsys evaluate {data} --protocol slate{option}",
+        f"recsys train YOUR_DATA{option}",
+        f"mlflow ui --backend-store-uri sqlite:///{home}/mlflow.db",
+    ]
+    return [f"source {activate}", *commands] if shutil.which("recsys") is None else commands
 
 
 def _print_person(person: dict[str, Any], out: Console) -> None:
