@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from pipelines.home import DEFAULT_NAME, Home
 from pipelines.terminal import Terminal
@@ -311,10 +311,10 @@ def main() -> NoReturn:
         code = app(_repeated(sys.argv[1:], "--seeds"), standalone_mode=False)
     except RecsysError as error:
         _fail(error.code, error.what, error.where, error.exit_code)
-    except click.exceptions.Abort:
+    except typer.Abort:
         sys.exit(130)
-    except click.ClickException as error:
-        _fail("usage", error.format_message(), "", EXIT_USAGE)
+    except TyperException as error:
+        _fail("usage", error.format_message() or "give a command: recsys --help lists them", "", EXIT_USAGE)
     except KeyboardInterrupt:
         _fail("interrupted", "stopped by the user", "", 130)
     except ModuleNotFoundError as error:
