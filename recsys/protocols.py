@@ -65,6 +65,10 @@ def time_cut(data: Dataset, share: float) -> float:
 def split_at(data: Dataset, as_of: float, until: float = np.inf) -> Split:
     """Ask every user who does something new in [as_of, until), at `as_of`, for all of it."""
     train = data.before(as_of)
+    if not len(train.events):
+        raise RecsysError(
+            "nothing_to_test", "no event lies before the cut: one moment cannot be split", data.name
+        )
     events = data.events
     rows = np.flatnonzero(
         (events.timestamp >= as_of) & (events.timestamp < until) & data.is_target[events.type_index]

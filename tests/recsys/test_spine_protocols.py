@@ -159,6 +159,12 @@ def test_a_log_too_small_is_refused(rows, impressions, protocol):
         split(make_dataset(rows, impressions), protocol)
 
 
+def test_a_log_of_one_moment_cannot_be_split_by_time():
+    rows = clicks(*((f"u{place}", place % 3, 100.0) for place in range(20)))
+    with pytest.raises(RecsysError, match=r"^nothing_to_test: no event lies before the cut"):
+        split(make_dataset(rows), "time")
+
+
 def test_slates_are_needed_on_both_sides_of_the_cut():
     data = make_dataset(LOG, SHOWN)
     for cut in (0.0, 5 * DAY_S):
