@@ -99,13 +99,10 @@ def fit_head(
     training = everything.take(np.arange(first))
     holdout = everything.take(np.arange(first, len(examples)))
     untrained = RelevanceHead.untrained(embeddings, type_weights, config)
-    if not holdout.enough() or not training.enough():
-        holdout = everything
-        best = _Best(untrained, holdout, embeddings)
-        train_loss: list[float] = []
-    else:
-        best = _Best(untrained, holdout, embeddings)
-        train_loss = _descend(best, training, on_epoch)
+    can_judge = holdout.enough() and training.enough()
+    holdout = holdout if can_judge else everything
+    best = _Best(untrained, holdout, embeddings)
+    train_loss = _descend(best, training, on_epoch) if can_judge else []
     head, calibration_figures = calibrate(best.head, holdout.logits(best.head, embeddings), holdout.labels)
     report = HeadReport(
         requests=len(training.examples),
