@@ -42,6 +42,20 @@ Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """What the ranker learns from: `rows` with labels, and their `matrix` (rows, features) in schema order.
+
+    `early` are the models behind the matrix, fitted before the rows; `state` gave the rows their past.
+    """
+
+    early: Recommender
+    features: Features
+    state: Replay
+    rows: Requests
+    matrix: Float32
+
+
+@dataclass(frozen=True)
 class Fit:
     """A recommender ready to rank, its features, and the reports of its head and its ranker."""
 
@@ -73,6 +87,14 @@ def fit(
         step: progress.
         seed: of every random choice.
     """
+    stacked = stack(train, protocol, embeddings, config, step, seed=seed)
+    return complete(stacked, train, visible, embeddings, config, step, seed=seed)
+
+
+def stack(
+    train: Dataset, protocol: Protocol, embeddings: Float32, config: Config, step: Step, *, seed: int = 0
+) -> Stacked:
+    """The ranker's training rows: models fitted on an earlier window of `train` than the rows are from."""
     features = Features(history_limit=config.scoring.history_limit)
     inner = stacking_split(train, protocol, config)
     early, _ = fit_models(inner.train, inner.visible, embeddings, features, config, step, seed=seed)
@@ -80,9 +102,29 @@ def fit(
     rows = labelled_requests(inner, early, state, config, step, seed=seed)
     with step("ranker features") as progress:
         matrix = early.matrix_in_blocks(rows, state, progress)
+    return Stacked(early, features, state, rows, matrix)
+
+
+def complete(
+    stacked: Stacked,
+    train: Dataset,
+    visible: Dataset,
+    embeddings: Float32,
+    config: Config,
+    step: Step,
+    *,
+    seed: int = 0,
+) -> Fit:
+    """The ranker of these rows over models of the whole of `train`."""
+    features = stacked.features
     with step("ranker"):
         ranker, ranker_report = fit_ranker(
-            matrix, rows, features.schema.names, features.schema.digest, config.ranker, seed=seed
+            stacked.matrix,
+            stacked.rows,
+            features.schema.names,
+            features.schema.digest,
+            config.ranker,
+            seed=seed,
         )
     final, head_report = fit_models(train, visible, embeddings, features, config, step, seed=seed)
     return Fit(final.with_ranker(ranker), features, head_report, ranker_report)
