@@ -26,7 +26,8 @@ from recsys.model import Model
 from recsys.popularity import PopularityConfig, fit_popularity
 from recsys.protocols import everyone_at
 from recsys.publication import Publication, publish
-from recsys.recommender import Ranked, Recommender, request_blocks
+from recsys.ranked import Ranked
+from recsys.recommender import Recommender, request_blocks
 from recsys.requests import source_names
 from recsys.retrieval import seen_items
 from recsys.text.item_text import catalogue_texts

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.cold_start import rungs
-from recsys.events import Bool, Float32, Float64, Int32, Int64, lengths_to_offsets
+from recsys.events import Bool, Float32, Float64, Int32, Int64
 from recsys.pairs import DensePairs, SparsePairs, known_rows
+from recsys.ranked import Ranked, top_ranked
 from recsys.ranking import Ranker
 from recsys.relevance import ProjectedItems, RelevanceHead
 from recsys.requests import HistoryBatch, Requests
@@ -69,29 +70,6 @@ class FeatureBuilder(Protocol):
         event_weights: Float32,
     ) -> Float32:
         """Matrix (rows, features) in schema order; `reading` is what the matching `State` gave."""
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """The best k of each of r requests, best first; request q owns offsets[q]:offsets[q + 1].
-
-    `score` and `source` are (rows,); `rung` is (r,), the cold-start rung that answered.
-    """
-
-    offsets: Int64
-    item_index: Int32
-    score: Float64
-    source: Int32
-    rung: NDArray[np.int8]
-
-    def table(self, k: int) -> Int32:
-        """(requests, k) item numbers, -1 where a request has fewer than k."""
-        out = np.full((len(self.offsets) - 1, k), -1, np.int32)
-        lengths = np.minimum(np.diff(self.offsets), k)
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        place = np.arange(len(owner)) - np.repeat(lengths_to_offsets(lengths)[:-1], lengths)
-        out[owner, place] = self.item_index[self.offsets[:-1][owner] + place]
-        return out
 
 
 @dataclass(frozen=True)
@@ -197,18 +175,6 @@ class Recommender:
             self.retriever.embeddings,
             self.category,
         )
-
-
-def top_ranked(requests: Requests, scores: Float64, k: int, rung: NDArray[np.int8]) -> Ranked:
-    """The best k candidates of each request by score, ties by item number; NaN scores come last."""
-    owner = requests.request_of_row()
-    order = np.lexsort((requests.item_index, -np.nan_to_num(scores, nan=-np.inf), owner))
-    place = np.arange(len(owner)) - requests.offsets[owner]
-    chosen = order[place < k]
-    counts = np.minimum(np.diff(requests.offsets), k)
-    return Ranked(
-        lengths_to_offsets(counts), requests.item_index[chosen], scores[chosen], requests.source[chosen], rung
-    )
 
 
 def blocks(offsets: Int64, rows: int = 65_536) -> Iterator[Int64]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.draws import Draws
 from recsys.events import Bool, Float32, Float64, Int64
-from recsys.simulation.draws import Draws
 from recsys.simulation.policy import Visits
 from recsys.simulation.world import DAY_S, Items, Population, Tastes
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.draws import Draws
 from recsys.events import Int64
-from recsys.simulation.draws import Draws
 
 _HEADS = tuple(
     start + vowel + middle

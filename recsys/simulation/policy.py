@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.draws import Draws
 from recsys.events import Bool, Float32, Float64, Int32, Int64, lengths_to_offsets
-from recsys.simulation.draws import Draws
 from recsys.simulation.world import DAY_S, Items, Tastes
 
 POPULAR_SHARE, FRESH_SHARE, TASTE_SHARE, RANDOM_SHARE = 0.25, 0.15, 0.35, 0.25

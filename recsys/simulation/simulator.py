@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from recsys.draws import Draws
 from recsys.events import Float32, Int32, Int64
 from recsys.simulation import write
 from recsys.simulation.behaviour import (
@@ -25,7 +26,6 @@ from recsys.simulation.behaviour import (
     outcome,
     visits_of_day,
 )
-from recsys.simulation.draws import Draws
 from recsys.simulation.grammar import Grammar
 from recsys.simulation.policy import DayPolicy, Memory, Visits
 from recsys.simulation.world import DAY_S, DEVICES, REGIONS, Items, Population, SimulationConfig

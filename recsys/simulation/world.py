@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.draws import Draws
 from recsys.events import Float32, Float64, Int64
-from recsys.simulation.draws import Draws
 from recsys.simulation.grammar import NAME_CAPACITY, Grammar
 
 DAY_S = 86_400.0

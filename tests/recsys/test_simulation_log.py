@@ -13,10 +13,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from recsys.dataset_folder import load
+from recsys.draws import Draws
 from recsys.errors import RecsysError
 from recsys.events import Slates
 from recsys.simulation import SimulationConfig, SimulationReport, simulate
-from recsys.simulation.draws import Draws
 from recsys.simulation.grammar import Grammar
 from recsys.simulation.simulator import _auc
 from recsys.simulation.world import Population

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from recsys.draws import Draws
 from recsys.simulation import SimulationConfig
-from recsys.simulation.draws import Draws
 from recsys.simulation.grammar import Grammar
 from recsys.simulation.policy import RECENT_CLICKS, DayPolicy, Memory, Visits, first_seen
 from recsys.simulation.world import Items, Population

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.draws import Draws
 from recsys.simulation import SimulationConfig
-from recsys.simulation.draws import Draws
 from recsys.simulation.grammar import _HEADS, _STRIDE, _TAILS, NAME_CAPACITY, Grammar, names
 from recsys.simulation.world import MAX_REQUESTS_PER_DAY, Items, Population
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.events import lengths_to_offsets
-from recsys.recommender import blocks, request_blocks, top_ranked
+from recsys.ranked import top_ranked
+from recsys.recommender import blocks, request_blocks
 from recsys.requests import Requests
 
 some_rows = st.lists(
