@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import lightgbm as lgb
 import numpy as np
@@ -135,9 +135,9 @@ def fit_ranker(
     if len(requests) < 2 or not len(matrix):
         raise RecsysError("no_training_rows", "the log has too few requests with a positive to fit a ranker")
     fit, held = split_requests(requests, config.validation_share)
-    matrix, requests = _shuffled(matrix, requests, seed)
-    train = _lgb_dataset(matrix, requests, fit, names)
-    valid = _lgb_dataset(matrix, requests, held, names, reference=train)
+    order = _shuffled(requests, seed)
+    train = _lgb_dataset(matrix, requests, fit, order, names)
+    valid = _lgb_dataset(matrix, requests, held, order, names, reference=train)
     history: dict[str, dict[str, list[float]]] = {}
     booster = lgb.train(
         _parameters(config, seed),
@@ -158,17 +158,14 @@ def fit_ranker(
     return Ranker(booster, names, schema_hash), report
 
 
-def _shuffled(matrix: Float32, requests: Requests, seed: int) -> tuple[Float32, Requests]:
-    """The rows of each request in random order.
+def _shuffled(requests: Requests, seed: int) -> Int64:
+    """(rows,) row numbers, those of each request in its own places in random order.
 
     LightGBM's NDCG takes tied scores in row order. Slates come in the order they were shown in, which
     knows the clicks' position bias: early stopping would end at the first tree, which ties the most.
     """
     owner = requests.request_of_row()
-    order = np.lexsort((np.random.default_rng(seed).random(len(owner)), owner))
-    columns = ("item_index", "source", "label", "position")
-    mixed = {name: getattr(requests, name)[order] for name in columns}
-    return matrix[order], replace(requests, **mixed)
+    return np.lexsort((np.random.default_rng(seed).random(len(owner)), owner))
 
 
 def _parameters(config: RankerConfig, seed: int) -> dict[str, object]:
@@ -197,19 +194,20 @@ def _lgb_dataset(
     matrix: Float32,
     requests: Requests,
     chosen: Int64,
+    order: Int64,
     names: Sequence[str],
     reference: lgb.Dataset | None = None,
 ) -> lgb.Dataset:
-    part = requests.take(chosen)
     keep = np.zeros(len(requests), np.bool_)
     keep[chosen] = True
-    rows = matrix[np.repeat(keep, np.diff(requests.offsets))]
-    position = part.position if part.rows and (part.position > 0).all() else None
+    rows = order[np.repeat(keep, np.diff(requests.offsets))]
+    position = requests.position[rows]
+    shown = len(rows) > 0 and bool((position > 0).all())
     return lgb.Dataset(
-        rows,
-        label=part.label,
-        group=np.diff(part.offsets),
-        position=position if reference is None else None,
+        matrix[rows],
+        label=requests.label[rows],
+        group=np.diff(requests.offsets)[keep],
+        position=position if shown and reference is None else None,
         feature_name=list(names),
         reference=reference,
         free_raw_data=True,
