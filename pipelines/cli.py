@@ -154,6 +154,9 @@ def evaluate(
     data: DataArgument,
     protocol: Annotated[str, typer.Option(help="time, last or slate.")] = "time",
     baselines: Annotated[bool, typer.Option("--baselines/--no-baselines")] = True,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Tell what each feature family and each source is worth.")
+    ] = False,
     seeds: Annotated[list[int] | None, typer.Option("--seeds", help="One or more: --seeds 0 1 2.")] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -172,7 +175,9 @@ def evaluate(
     settings = load_config(config, overrides or [], os.environ)
     dataset = _load(data, settings.roles, max_bad, terminal)
     chosen = tuple(seeds) if seeds else (settings.seed,)
-    result = run(dataset, wanted, settings, Home.at(home), terminal, seeds=chosen, baselines=baselines)
+    result = run(
+        dataset, wanted, settings, Home.at(home), terminal, seeds=chosen, baselines=baselines, ablate=ablate
+    )
     document = {
         "data": dataset.name,
         "seeds": list(chosen),

@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from features.replay import Replay
+from pipelines.ablation import (
+    HeldOut,
+    Worth,
+    ablated_rankers,
+    ablated_values,
+    ablation_document,
+    print_ablation,
+)
 from pipelines.config import Config
 from pipelines.encoding import TextModel, fit_text
-from pipelines.fitting import Fit, fit, retrieve, stacking_split
+from pipelines.fitting import Fit, Step, complete, retrieve, stack, stacking_split
 from pipelines.home import Home
 from pipelines.terminal import Terminal, table
 from recsys.baselines import BASELINES, baseline_scorers, slate_scores, top_lists
@@ -23,7 +31,8 @@ from recsys.dataset import Dataset
 from recsys.evaluation import CUTOFFS, Evaluation, evaluate_lists, evaluate_slates
 from recsys.events import Float32, Int64
 from recsys.protocols import Protocol, Split, split
-from recsys.recommender import Recommender, State, blocks, top_ranked
+from recsys.ranked import top_ranked
+from recsys.recommender import Recommender, State, blocks
 from recsys.requests import HistoryBatch, Requests
 from recsys.retrieval import seen_items
 
@@ -33,19 +42,20 @@ LIST_LENGTH = max(CUTOFFS)
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation and what was fitted for it; `fits` has one entry a seed."""
+    """An evaluation and what was fitted for it; `fits` has one entry a seed, `ablations` one or none."""
 
     split: Split
     evaluation: Evaluation
     text: TextModel
     fits: list[Fit]
     protocol: Protocol
+    ablations: list[Worth]
 
     @cached_property
     def document(self) -> dict[str, Any]:
         """What the table holds, as plain values; the intervals are drawn once."""
         evaluation = self.evaluation
-        return {
+        document = {
             "protocol": self.protocol,
             "users": len(np.unique(evaluation.clusters)),
             "requests": len(self.split.requests),
@@ -59,6 +69,10 @@ class Evaluated:
             "ranker": asdict(self.fits[0].ranker),
             "text": self.text.report,
         }
+        if self.ablations:
+            full = evaluation.values["full"][evaluation.headline]
+            document["ablation"] = ablation_document(full, self.ablations, evaluation.clusters, self.protocol)
+        return document
 
 
 def evaluate(
@@ -70,22 +84,31 @@ def evaluate(
     *,
     seeds: Sequence[int] = (0,),
     baselines: bool = True,
+    ablate: bool = False,
 ) -> Evaluated:
     """Fit on the past of `data` and score its future; metrics are averaged over the seeds per user.
 
-    The encoder is fitted once, with the first seed; everything else once a seed.
+    The encoder is fitted once, with the first seed; everything else once a seed. `ablate` fits the ranker
+    again without each feature family and each source.
     """
     window = split(data, protocol)
     text = fit_text(
         stacking_split(window.train, protocol, config).train, config, home, terminal.step, seed=seeds[0]
     )
     history = history_of(window, config)
-    fits, runs = [], []
+    vectors, step = text.embeddings.matrix, terminal.step
+    fits, runs, ablations = [], [], []
     for place, seed in enumerate(seeds):
-        fitted = fit(
-            window.train, window.visible, protocol, text.embeddings.matrix, config, terminal.step, seed=seed
-        )
-        outputs = model_outputs(window, fitted, protocol, config, terminal)
+        stacked = stack(window.train, protocol, vectors, config, step, seed=seed)
+        fitted = complete(stacked, window.train, window.visible, vectors, config, step, seed=seed)
+        ablated = ablated_rankers(stacked, config, step, seed=seed) if ablate else []
+        del stacked
+        state = Replay(window.visible, fitted.features)
+        candidates = candidates_of(window, fitted.recommender, state, protocol, step)
+        outputs = model_outputs(candidates, fitted.recommender, state, protocol, config, step)
+        if ablate:
+            held = HeldOut(fitted.recommender, state, candidates, window.positives, protocol)
+            ablations.append(ablated_values(ablated, held, config, step))
         if baselines or place == 0:
             names = BASELINES if baselines else ("popularity",)
             outputs |= baseline_outputs(
@@ -93,7 +116,7 @@ def evaluate(
             )
         fits.append(fitted)
         runs.append(_measure(window, outputs, np.diff(history.offsets), protocol))
-    return Evaluated(window, _averaged(runs), text, fits, protocol)
+    return Evaluated(window, _averaged(runs), text, fits, protocol, ablations)
 
 
 def history_of(window: Split, config: Config) -> HistoryBatch:
@@ -101,17 +124,21 @@ def history_of(window: Split, config: Config) -> HistoryBatch:
     return HistoryBatch.of(window.visible.histories, window.requests, limit=config.scoring.history_limit)
 
 
+def candidates_of(
+    window: Split, models: Recommender, state: State, protocol: Protocol, step: Step
+) -> Requests:
+    """The test requests with what is to be ranked: the slates as they were shown, else what we retrieve."""
+    if protocol == "slate":
+        return window.requests
+    with step("test candidates") as progress:
+        return retrieve(window.requests, models, state, window.visible, progress)
+
+
 def model_outputs(
-    window: Split, fitted: Fit, protocol: Protocol, config: Config, terminal: Terminal
+    candidates: Requests, models: Recommender, state: State, protocol: Protocol, config: Config, step: Step
 ) -> Scores:
     """Top lists (or slate scores) of the full model and of the head alone."""
-    models, features = fitted.recommender, fitted.features
-    state = Replay(window.visible, features)
-    candidates = window.requests
-    if protocol != "slate":
-        with terminal.step("test candidates") as progress:
-            candidates = retrieve(candidates, models, state, window.visible, progress)
-    with terminal.step("test scores"):
+    with step("test scores"):
         full = models.score(candidates, state, threads=config.scoring.threads)
         head = head_scores(models, candidates, state)
     if protocol == "slate":
@@ -199,6 +226,8 @@ def print_evaluation(document: dict[str, Any], out: Console) -> None:
         if entry["units"]
     ]
     out.print(table("slices", ["slice", "requests", "full", best], slices))
+    if "ablation" in document:
+        print_ablation(document["ablation"], out)
 
 
 _LIST_COLUMNS = ("hr_at_10", "recall_at_10", "ndcg_at_10", "mrr_at_10", "coverage_at_10", "novelty_at_10")

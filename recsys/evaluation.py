@@ -19,6 +19,8 @@ from recsys.metrics.intervals import mean_interval, paired_interval
 from recsys.metrics.slate import slate_metrics
 from recsys.metrics.topk import topk_metrics
 from recsys.protocols import Split
+from recsys.ranked import top_ranked
+from recsys.requests import Requests
 
 CUTOFFS = (5, 10, 20)
 HISTORY_BANDS = ((0, 0), (1, 1), (2, 4), (5, 9), (10, None))
@@ -141,6 +143,19 @@ def evaluate_slates(
     values = {m: slate_metrics(s, requests.label, requests.offsets) for m, s in scores.items()}
     slices = {"user": user_slices(split, history_lengths), "history": history_slices(history_lengths)}
     return Evaluation("auc", values, {}, requests.user_index, slices, {})
+
+
+def headline_values(
+    requests: Requests, scores: Float64, positives: tuple[Int64, Int32], protocol: str
+) -> Float64:
+    """(requests,) the headline metric of candidates ranked by `scores` (rows,).
+
+    `positives` is (offsets, item_index); slates are judged by their labels instead.
+    """
+    if protocol == "slate":
+        return slate_metrics(scores, requests.label, requests.offsets)[HEADLINE[protocol]]
+    ranked = top_ranked(requests, scores, 10, np.zeros(len(requests), np.int8)).table(10)
+    return topk_metrics(ranked, *positives, (10,))[HEADLINE[protocol]]
 
 
 def user_slices(split: Split, history_lengths: Int64) -> dict[str, Bool]:
