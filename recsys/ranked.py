@@ -15,7 +15,8 @@ from recsys.requests import Requests
 class Ranked:
     """The best k of each of r requests, best first; request q owns offsets[q]:offsets[q + 1].
 
-    `score` and `source` are (rows,); `rung` is (r,), the cold-start rung that answered.
+    `score` and `source` are (rows,); `rung` is (r,), the cold-start rung that answered. `propensity` is
+    (rows,), the probability of this item in this place given those above; None where nothing is random.
     """
 
     offsets: Int64
@@ -23,6 +24,7 @@ class Ranked:
     score: Float64
     source: Int32
     rung: NDArray[np.int8]
+    propensity: Float64 | None = None
 
     def table(self, k: int) -> Int32:
         """(requests, k) item numbers, -1 where a request has fewer than k."""

@@ -21,6 +21,7 @@ from recsys.ranked import Ranked, top_ranked
 from recsys.ranking import Ranker
 from recsys.relevance import ProjectedItems, RelevanceHead
 from recsys.requests import HistoryBatch, Requests
+from recsys.reranking import Reranker
 from recsys.retrieval import Retriever, Seen
 
 Progress = Callable[[int, int], None]
@@ -159,11 +160,23 @@ class Recommender:
         """The requests with candidates from every source; their own candidates are replaced."""
         return self.retriever.retrieve(requests, state.read(requests).history, seen)
 
-    def recommend(self, requests: Requests, state: State, k: int, *, threads: int = 1) -> Ranked:
-        """Score the requests' candidates and keep the best k of each, ties by item number."""
+    def recommend(
+        self,
+        requests: Requests,
+        state: State,
+        k: int,
+        *,
+        threads: int = 1,
+        reranker: Reranker | None = None,
+    ) -> Ranked:
+        """Score the requests' candidates and keep the best k of each, ties by item number.
+
+        A reranker makes the lists its own way; without one, or with everything off, the score decides.
+        """
         scores = self.score(requests, state, threads=threads)
         history = state.read(requests).history
-        return top_ranked(requests, scores, k, self.rungs(requests, history))
+        rerank = top_ranked if reranker is None else reranker.rerank
+        return rerank(requests, scores, k, self.rungs(requests, history))
 
     def rungs(self, requests: Requests, history: HistoryBatch) -> NDArray[np.int8]:
         """(requests,) cold-start rung of each request."""

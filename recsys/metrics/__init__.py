@@ -4,7 +4,7 @@ Nothing here knows a model, a split or a file. A unit (user, slate) whose metric
 and leaving it out of a mean, and counting it, is the caller's business (`mean_interval` leaves it out).
 """
 
-from recsys.metrics.beyond import coverage, novelty
+from recsys.metrics.beyond import category_entropy, coverage, intra_list_similarity, novelty
 from recsys.metrics.calibration import Reliability, expected_calibration_error, reliability
 from recsys.metrics.intervals import Interval, mean_interval, paired_interval
 from recsys.metrics.slate import slate_metrics
@@ -13,8 +13,10 @@ from recsys.metrics.topk import topk_metrics
 __all__ = [
     "Interval",
     "Reliability",
+    "category_entropy",
     "coverage",
     "expected_calibration_error",
+    "intra_list_similarity",
     "mean_interval",
     "novelty",
     "paired_interval",

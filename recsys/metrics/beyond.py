@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recsys.events import Float64, Int32, Int64
+from recsys.events import Float32, Float64, Int32, Int64
 
 
 def coverage(ranked: Int32, items: int, k: int) -> float:
@@ -52,6 +52,56 @@ def novelty(ranked: Int32, popularity: Int64, k: int) -> Float64:
     mean = np.full(len(top), np.nan)
     np.divide(surprise[top].sum(axis=1), named, out=mean, where=named > 0)
     return mean
+
+
+def intra_list_similarity(ranked: Int32, embeddings: Float32, k: int) -> Float64:
+    """Mean cosine over all pairs of each user's first k items (Ziegler et al. 2005, divided by the pairs).
+
+    Args:
+        ranked: (users, K) item_index, best first, -1 where the list has ended.
+        embeddings: (items, dim) of length 1; zeros where there is none, which is like nothing.
+        k: list length to look at.
+
+    Returns:
+        (users,) -1 to 1, NaN for a list of fewer than two items.
+
+    Raises:
+        ValueError: a list names an item that the catalogue does not hold.
+    """
+    top = _within(ranked[:, :k], len(embeddings))
+    sums = np.zeros((len(top), embeddings.shape[1]))
+    squares = np.zeros(len(top))
+    for column in top.T:
+        vectors = np.where(column[:, None] >= 0, embeddings[column], 0.0)
+        sums += vectors
+        squares += np.einsum("ij,ij->i", vectors, vectors)
+    named = (top >= 0).sum(axis=1)
+    pairs = named * (named - 1)
+    total = np.einsum("ij,ij->i", sums, sums) - squares
+    return np.divide(total, pairs, out=np.full(len(top), np.nan), where=pairs > 0)
+
+
+def category_entropy(ranked: Int32, category: Int32, k: int) -> Float64:
+    """Shannon entropy in bits of the categories of each user's first k items.
+
+    Args:
+        ranked: (users, K) item_index, best first, -1 where the list has ended.
+        category: (items,) codes, -1 where unknown; items without a category are left out.
+        k: list length to look at.
+
+    Returns:
+        (users,) 0 for one category, log2(k) at most; NaN where no item has a category.
+
+    Raises:
+        ValueError: a list names an item that the catalogue does not hold.
+    """
+    top = _within(ranked[:, :k], len(category))
+    codes = np.where(top >= 0, category[top], -1) if len(category) else top
+    total = (codes >= 0).sum(axis=1)
+    same = (codes[:, :, None] == codes[:, None, :]).sum(axis=2)
+    share = np.divide(same, total[:, None], out=np.ones(same.shape), where=total[:, None] > 0)
+    surprise = np.where(codes >= 0, -np.log2(share), 0.0).sum(axis=1)
+    return np.divide(surprise, total, out=np.full(len(top), np.nan), where=total > 0)
 
 
 def _within(top: Int32, items: int) -> Int32:

@@ -1,11 +1,11 @@
-"""Coverage and novelty against tables checked by hand."""
+"""Coverage, novelty, similarity and entropy against tables checked by hand."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.metrics import coverage, novelty
+from recsys.metrics import category_entropy, coverage, intra_list_similarity, novelty
 
 RANKED = np.array([[0, 1, 2], [0, 3, -1], [-1, -1, -1]], np.int32)
 
@@ -50,3 +50,18 @@ def test_items_outside_the_catalogue_are_refused(item: int) -> None:
         coverage(np.array([[item]], np.int32), 4, 1)
     with pytest.raises(ValueError, match="outside the catalogue"):
         novelty(np.array([[item]], np.int32), np.ones(4, np.int64), 1)
+
+
+def test_similarity_within_a_list_is_the_mean_over_its_pairs() -> None:
+    embeddings = np.array([[1, 0], [0, 1], [0.6, 0.8], [0, 0]], np.float32)
+    lists = np.array([[0, 1, 2], [0, 3, -1], [2, -1, -1], [-1, -1, -1]], np.int32)
+    found = intra_list_similarity(lists, embeddings, 3)
+    np.testing.assert_allclose(found, [(0 + 0.6 + 0.8) / 3, 0.0, np.nan, np.nan], atol=1e-6)
+
+
+def test_entropy_of_categories_leaves_out_items_without_one() -> None:
+    category = np.array([0, 1, 1, -1], np.int32)
+    lists = np.array([[0, 1, -1], [1, 2, 3], [3, -1, -1], [0, 1, 2]], np.int32)
+    expected = [1.0, 0.0, np.nan, 1 / 3 * np.log2(3) + 2 / 3 * np.log2(3 / 2)]
+    np.testing.assert_allclose(category_entropy(lists, category, 3), expected)
+    np.testing.assert_allclose(category_entropy(lists, category, 1), [0.0, 0.0, np.nan, 0.0])
