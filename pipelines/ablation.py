@@ -19,7 +19,7 @@ from pipelines.config import Config
 from pipelines.fitting import Stacked, Step
 from pipelines.terminal import table
 from recsys.evaluation import HEADLINE, headline_values
-from recsys.events import Float32, Float64, Int32, Int64, lengths_to_offsets
+from recsys.events import Float32, Float64, Int32, Int64
 from recsys.metrics.intervals import paired_interval
 from recsys.protocols import Protocol, positives_of, with_both_classes
 from recsys.ranking import Ranker, fit_ranker
@@ -113,16 +113,7 @@ def without_source(stacked: Stacked, bit: int, config: Config, step: Step, *, se
 def sourceless(requests: Requests, bit: int) -> Requests:
     """The requests without this source: its bit is cleared, and what only it proposed is gone."""
     source = (requests.source & ~bit).astype(np.int32)
-    keep = (source != 0) | (requests.source == 0)
-    counts = np.bincount(requests.request_of_row()[keep], minlength=len(requests))
-    return replace(
-        requests,
-        offsets=lengths_to_offsets(counts),
-        item_index=requests.item_index[keep],
-        source=source[keep],
-        label=requests.label[keep],
-        position=requests.position[keep],
-    )
+    return replace(requests, source=source).with_rows((source != 0) | (requests.source == 0))
 
 
 def ablated_values(ablated: Sequence[Ablated], held: HeldOut, config: Config, step: Step) -> Worth:

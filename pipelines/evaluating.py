@@ -26,10 +26,10 @@ from pipelines.encoding import TextModel, fit_text
 from pipelines.fitting import Fit, Step, complete, retrieve, stack, stacking_split
 from pipelines.home import Home
 from pipelines.terminal import Terminal, table
-from recsys.baselines import BASELINES, baseline_scorers, slate_scores, top_lists
+from recsys.baselines import BASELINES, among, baseline_scorers, slate_scores, top_lists
 from recsys.dataset import Dataset
-from recsys.evaluation import CUTOFFS, Evaluation, evaluate_lists, evaluate_slates
-from recsys.events import Float32, Int64
+from recsys.evaluation import CUTOFFS, Evaluation, evaluate_lists, evaluate_slates, training_counts
+from recsys.events import Float32, Float64, Int64
 from recsys.protocols import Protocol, Split, split
 from recsys.ranked import top_ranked
 from recsys.recommender import Recommender, State, blocks
@@ -105,7 +105,8 @@ def evaluate(
         del stacked
         state = Replay(window.visible, fitted.features)
         candidates = candidates_of(window, fitted.recommender, state, protocol, step)
-        outputs = model_outputs(candidates, fitted.recommender, state, protocol, config, step)
+        scores = model_scores(candidates, fitted.recommender, state, config, step)
+        outputs = scores if protocol == "slate" else lists_of(candidates, scores)
         if ablate:
             held = HeldOut(fitted.recommender, state, candidates, window.positives, protocol)
             ablations.append(ablated_values(ablated, held, config, step))
@@ -114,8 +115,11 @@ def evaluate(
             outputs |= baseline_outputs(
                 window, fitted.recommender, history, protocol, terminal, seed=seed, names=names
             )
+        cold = {}
+        if protocol != "slate":
+            cold = cold_lists(window, candidates, scores["full"], fitted.recommender, history, step)
         fits.append(fitted)
-        runs.append(_measure(window, outputs, np.diff(history.offsets), protocol))
+        runs.append(_measure(window, outputs, cold, np.diff(history.offsets), protocol))
     return Evaluated(window, _averaged(runs), text, fits, protocol, ablations)
 
 
@@ -134,20 +138,41 @@ def candidates_of(
         return retrieve(window.requests, models, state, window.visible, progress)
 
 
-def model_outputs(
-    candidates: Requests, models: Recommender, state: State, protocol: Protocol, config: Config, step: Step
+def model_scores(
+    candidates: Requests, models: Recommender, state: State, config: Config, step: Step
 ) -> Scores:
-    """Top lists (or slate scores) of the full model and of the head alone."""
+    """(rows,) scores of the full model and of the head alone."""
     with step("test scores"):
         full = models.score(candidates, state, threads=config.scoring.threads)
-        head = head_scores(models, candidates, state)
-    if protocol == "slate":
-        return {"full": full, "head": head}
+        return {"full": full, "head": head_scores(models, candidates, state).astype(np.float64)}
+
+
+def lists_of(candidates: Requests, scores: Scores) -> Scores:
+    """Top lists by these scores."""
     rung = np.zeros(len(candidates), np.int8)
     return {
-        name: top_ranked(candidates, scores, LIST_LENGTH, rung).table(LIST_LENGTH)
-        for name, scores in (("full", full), ("head", head.astype(np.float64)))
+        name: top_ranked(candidates, values, LIST_LENGTH, rung).table(LIST_LENGTH)
+        for name, values in scores.items()
     }
+
+
+def cold_lists(
+    window: Split,
+    candidates: Requests,
+    full: Float64,
+    models: Recommender,
+    history: HistoryBatch,
+    step: Step,
+) -> Scores:
+    """The best among items without fitted events: of the full model's candidates, and of text neighbours."""
+    cold = training_counts(window.train) == 0
+    keep = cold[candidates.item_index]
+    lists = lists_of(candidates.with_rows(keep), {"full": full[keep]})
+    scorer = among(baseline_scorers(window, models.retriever)["text_neighbours"], cold)
+    seen = seen_items(window.visible.histories, window.requests)
+    with step("cold items"):
+        lists["text_neighbours"] = top_lists(scorer, window.requests, history, seen, LIST_LENGTH)
+    return lists
 
 
 def head_scores(models: Recommender, requests: Requests, state: State) -> Float32:
@@ -182,22 +207,29 @@ def baseline_outputs(
     return outputs
 
 
-def _measure(window: Split, outputs: Scores, lengths: Int64, protocol: Protocol) -> Evaluation:
+def _measure(window: Split, outputs: Scores, cold: Scores, lengths: Int64, protocol: Protocol) -> Evaluation:
     if protocol == "slate":
         return evaluate_slates(window, outputs, lengths)
-    return evaluate_lists(window, outputs, lengths, protocol)
+    return evaluate_lists(window, outputs, lengths, protocol, {m: cold[m] for m in cold if m in outputs})
 
 
 def _averaged(runs: list[Evaluation]) -> Evaluation:
-    """Per-unit means over the seeds of every model that every run has."""
-    first = runs[0]
+    """Per-unit means over the seeds of every model that the first run has."""
     if len(runs) == 1:
-        return first
-    values = {
-        model: {metric: np.mean([run.values[model][metric] for run in runs], axis=0) for metric in metrics}
-        for model, metrics in first.values.items()
-    }
-    return replace(first, values=values)
+        return runs[0]
+    first = runs[0]
+    return replace(
+        first,
+        values=_mean_of([run.values for run in runs]),
+        item_recall=_mean_of([run.item_recall for run in runs]),
+    )
+
+
+def _mean_of(trees: Sequence[Any]) -> Any:
+    """Element-wise mean of arrays in equal nests; a key of the first that another lacks counts without it."""
+    if not isinstance(trees[0], dict):
+        return np.mean(trees, axis=0)
+    return {key: _mean_of([tree[key] for tree in trees if key in tree]) for key in trees[0]}
 
 
 def peak_memory_mb() -> float:
@@ -219,17 +251,18 @@ def print_evaluation(document: dict[str, Any], out: Console) -> None:
     out.print(
         f"full - {best}, {headline}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}] (paired 95 %)"
     )
-    slices = [
-        [f"{kind} {name}", f"{entry['units']:,}", *(_only(model) for model in entry["models"].values())]
-        for kind, entries in document["slices"].items()
-        for name, entry in entries.items()
-        if entry["units"]
-    ]
-    out.print(table("slices", ["slice", "requests", "full", best], slices))
+    people = {kind: entries for kind, entries in document["slices"].items() if not kind.startswith("item")}
+    out.print(table("slices", ["slice", "requests", "full", best], _slice_rows(people, ["full", best])))
+    things = {kind: entries for kind, entries in document["slices"].items() if kind.startswith("item")}
+    if things:
+        names = [name for name in order if name in _ITEM_COLUMNS or name == best]
+        heading = "recall@10 by the answer: kind of item, its events so far, and ranked among new items only"
+        out.print(table(heading, ["answers", "requests", *names], _slice_rows(things, names)))
     if "ablation" in document:
         print_ablation(document["ablation"], out)
 
 
+_ITEM_COLUMNS = ("full", "item_knn", "als", "text_neighbours", "popularity")
 _LIST_COLUMNS = ("hr_at_10", "recall_at_10", "ndcg_at_10", "mrr_at_10", "coverage_at_10", "novelty_at_10")
 
 
@@ -240,6 +273,16 @@ def _figure(entry: dict[str, float] | None) -> str:
         return f"{entry['mean']:.4f}"
     half = (entry["high"] - entry["low"]) / 2
     return f"{entry['mean']:.4f} ±{half:.4f}"
+
+
+def _slice_rows(slices: dict[str, Any], models: Sequence[str]) -> list[list[str]]:
+    return [
+        [f"{kind.replace('_', ' ')} {name}", f"{entry['units']:,}"]
+        + [_only(entry["models"][model]) if model in entry["models"] else "" for model in models]
+        for kind, entries in slices.items()
+        for name, entry in entries.items()
+        if entry["units"]
+    ]
 
 
 def _only(model: dict[str, dict[str, float]]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from recsys.events import Float32, Int32
+from recsys.events import Bool, Float32, Int32
 from recsys.pairs import known_rows
 from recsys.protocols import Split
 from recsys.recommender import request_blocks
@@ -54,6 +54,17 @@ def baseline_scorers(split: Split, retriever: Retriever, *, seed: int = 0) -> di
         return scores
 
     return dict(zip(BASELINES, (random, popular, item_knn, als, text), strict=True))
+
+
+def among(scorer: BlockScorer, allowed: Bool) -> BlockScorer:
+    """The scorer over these items only; `allowed` is (items,)."""
+
+    def scores(requests: Requests, history: HistoryBatch) -> Float32:
+        block = scorer(requests, history)
+        block[:, ~allowed] = -np.inf
+        return block
+
+    return scores
 
 
 def top_lists(scorer: BlockScorer, requests: Requests, history: HistoryBatch, seen: Seen, k: int) -> Int32:

@@ -23,10 +23,11 @@ from recsys.ranked import top_ranked
 from recsys.requests import Requests
 
 CUTOFFS = (5, 10, 20)
-HISTORY_BANDS = ((0, 0), (1, 1), (2, 4), (5, 9), (10, None))
+BANDS = ((0, 0), (1, 1), (2, 4), (5, 9), (10, None))
 HEADLINE = {"time": "ndcg_at_10", "last": "ndcg_at_10", "slate": "auc"}
 
 PerUnit = dict[str, Float64]
+ItemRecall = dict[str, dict[str, PerUnit]]
 Json = dict[str, Any]
 
 
@@ -36,7 +37,8 @@ class Evaluation:
 
     `values[model][metric]` is (units,), NaN where the metric is not defined for the unit. `extra` holds
     figures of all lists together (coverage) by model. `slices[kind][name]` is a (units,) mask. `headline`
-    is the metric that models are compared by.
+    is the metric that models are compared by. `item_recall[model][kind][name]` is (units,) recall@10 over
+    those positives only that are of the named kind.
     """
 
     headline: str
@@ -44,7 +46,7 @@ class Evaluation:
     extra: dict[str, dict[str, float]]
     clusters: Int32
     slices: dict[str, dict[str, Bool]]
-    item_recall: dict[str, dict[str, Float64]]
+    item_recall: ItemRecall
 
     @property
     def best_baseline(self) -> str:
@@ -74,7 +76,10 @@ class Evaluation:
         }
 
     def slice_table(self) -> Json:
-        """slices.<kind>.<name>: units in it, and the headline of `full` and of the best baseline."""
+        """slices.<kind>.<name>: units in it, and the headline of `full` and of the best baseline.
+
+        Kinds of items hold recall@10 on the answers of that kind, by every model that has it.
+        """
         models = ("full", self.best_baseline)
         table: Json = {}
         for kind, masks in self.slices.items():
@@ -85,20 +90,21 @@ class Evaluation:
                     for model in models
                 }
                 table[kind][name] = {"units": int(mask.sum()), "models": found}
-        if self.item_recall:
-            table["item"] = self._item_slices(models)
+        for kind in dict.fromkeys(kind for kinds in self.item_recall.values() for kind in kinds):
+            table[kind] = self._item_slices(kind)
         return table
 
-    def _item_slices(self, models: tuple[str, ...]) -> Json:
-        names = self.item_recall["full"]
+    def _item_slices(self, kind: str) -> Json:
+        found = {model: kinds[kind] for model, kinds in self.item_recall.items() if kind in kinds}
+        some = next(iter(found.values()))
         return {
             name: {
-                "units": int(np.isfinite(names[name]).sum()),
+                "units": int(np.isfinite(some[name]).sum()),
                 "models": {
-                    model: {"recall_at_10": self._interval(self.item_recall[model][name])} for model in models
+                    model: {"recall_at_10": self._interval(recall[name])} for model, recall in found.items()
                 },
             }
-            for name in names
+            for name in some
         }
 
     def _interval(self, values: Float64, mask: Bool | None = None) -> dict[str, float]:
@@ -107,24 +113,38 @@ class Evaluation:
 
 
 def evaluate_lists(
-    split: Split, lists: Mapping[str, Int32], history_lengths: Int64, protocol: str
+    split: Split,
+    lists: Mapping[str, Int32],
+    history_lengths: Int64,
+    protocol: str,
+    cold_lists: Mapping[str, Int32] | None = None,
 ) -> Evaluation:
-    """Metrics of top lists; `lists[model]` is (requests, 20), -1 padded. `history_lengths` is (requests,)."""
+    """Metrics of top lists.
+
+    Args:
+        split: who was asked, and what they took.
+        lists: [model] is (requests, 20), -1 padded.
+        history_lengths: (requests,) events that each user had.
+        protocol: names the headline.
+        cold_lists: [model] is (requests, 20), the best among items without fitted events only.
+    """
     offsets, items = split.positives
-    catalogue = len(split.train.catalogue)
-    counts = _training_counts(split.train)
-    kinds = {"hot": counts > 0, "warm": (counts == 0) & _has_text(split.train)}
-    kinds["cold"] = ~(kinds["hot"] | kinds["warm"])
+    counts = training_counts(split.train)
+    kinds = item_slices(split, counts)
     values: dict[str, PerUnit] = {}
     extra: dict[str, dict[str, float]] = {}
-    item_recall: dict[str, PerUnit] = {}
+    item_recall: ItemRecall = {}
     for model, ranked in lists.items():
         values[model] = topk_metrics(ranked, offsets, items, CUTOFFS)
         values[model]["novelty_at_10"] = novelty(ranked, counts, 10)
-        extra[model] = {"coverage_at_10": coverage(ranked, catalogue, 10)}
+        extra[model] = {"coverage_at_10": coverage(ranked, len(counts), 10)}
         item_recall[model] = {
-            kind: _recall_on(ranked, offsets, items, member) for kind, member in kinds.items()
+            kind: {name: _recall_on(ranked, offsets, items, chosen) for name, chosen in masks.items()}
+            for kind, masks in kinds.items()
         }
+    for model, ranked in (cold_lists or {}).items():
+        recall = _recall_on(ranked, offsets, items, counts[items] == 0)
+        item_recall[model]["item_among_cold"] = {"0": recall}
     return Evaluation(
         HEADLINE[protocol],
         values,
@@ -170,22 +190,54 @@ def user_slices(split: Split, history_lengths: Int64) -> dict[str, Bool]:
 
 def history_slices(history_lengths: Int64) -> dict[str, Bool]:
     """Requests by how many events their user had."""
+    return in_bands(history_lengths)
+
+
+def in_bands(counts: Int64) -> dict[str, Bool]:
+    """Which of `counts` lie in each band: 0, 1, 2-4, 5-9, 10+."""
     bands: dict[str, Bool] = {}
-    for low, high in HISTORY_BANDS:
+    for low, high in BANDS:
         name = str(low) if low == high else f"{low}+" if high is None else f"{low}-{high}"
-        bands[name] = (history_lengths >= low) & (history_lengths <= (np.inf if high is None else high))
+        bands[name] = (counts >= low) & (counts <= (np.inf if high is None else high))
     return bands
 
 
-def _recall_on(ranked: Int32, offsets: Int64, items: Int32, member: Bool) -> Float64:
-    """(requests,) recall@10 over those positives only that are members; NaN for a request without any."""
-    chosen = member[items]
+def item_slices(split: Split, counts: Int64) -> dict[str, dict[str, Bool]]:
+    """(positives,) masks: `item` by what the fit knew of it, `item_events` by its events so far.
+
+    hot: has events in the fitted log (`counts` (items,) of them); warm: text only; cold: neither.
+    """
+    items = split.positives[1]
+    hot = counts > 0
+    warm = ~hot & _has_text(split.train)
+    kinds = {"hot": hot, "warm": warm, "cold": ~(hot | warm)}
+    return {
+        "item": {name: member[items] for name, member in kinds.items()},
+        "item_events": in_bands(events_so_far(split)),
+    }
+
+
+def events_so_far(split: Split) -> Int64:
+    """(positives,) target events of each positive's item that its request may look at."""
+    offsets, items = split.positives
+    data = split.visible
+    rows = np.flatnonzero(data.is_target[data.events.type_index])
+    span = len(data.events) + 1
+    keys = np.sort(data.events.item_index[rows].astype(np.int64) * span + rows)
+    known = np.repeat(split.requests.known, np.diff(offsets))
+    first = items.astype(np.int64) * span
+    return np.searchsorted(keys, first + known) - np.searchsorted(keys, first)
+
+
+def _recall_on(ranked: Int32, offsets: Int64, items: Int32, chosen: Bool) -> Float64:
+    """(requests,) recall@10 over the `chosen` (positives,) only; NaN for a request without any."""
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[chosen]
     counts = np.bincount(owner, minlength=len(offsets) - 1)
     return topk_metrics(ranked, lengths_to_offsets(counts), items[chosen], (10,))["recall_at_10"]
 
 
-def _training_counts(train: Dataset) -> Int64:
+def training_counts(train: Dataset) -> Int64:
+    """(items,) target events of the fitted log."""
     target = train.events.item_index[train.is_target[train.events.type_index]]
     return np.bincount(target, minlength=len(train.catalogue)).astype(np.int64)
 

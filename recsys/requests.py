@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recsys.events import (
+    Bool,
     Events,
     Float32,
     Float64,
@@ -93,6 +94,13 @@ class Requests:
             self.label[rows],
             self.position[rows],
         )
+
+    def with_rows(self, keep: Bool) -> Requests:
+        """The same requests with those candidate rows only where `keep` (rows,) holds."""
+        counts = np.bincount(self.request_of_row()[keep], minlength=len(self))
+        names = ("item_index", "source", "label", "position")
+        columns = {name: getattr(self, name)[keep] for name in names}
+        return replace(self, offsets=lengths_to_offsets(counts), **columns)
 
     def labelled(self, label: Float32) -> Requests:
         """The same requests with these labels, shape (rows,)."""

@@ -13,10 +13,11 @@ from recsys.evaluation import (
     Evaluation,
     evaluate_lists,
     evaluate_slates,
+    events_so_far,
     history_slices,
     user_slices,
 )
-from recsys.protocols import Split, slates_from, split_at
+from recsys.protocols import Split, slates_from, split, split_at
 from recsys.requests import DAY_S, HistoryBatch
 
 ITEMS, WARM_ITEM, COLD_ITEM = 40, 38, 39
@@ -95,7 +96,7 @@ def test_differences_are_full_minus_the_other(evaluation):
 
 def test_slices_of_users_and_of_history_add_up_to_the_whole(window, evaluation, models):
     table = evaluation.slice_table()
-    assert set(table) == {"user", "history", "item"}
+    assert set(table) == {"user", "history", "item", "item_events"}
     assert {name: entry["units"] for name, entry in table["user"].items()} == {
         "hot": 13,
         "warm": 0,
@@ -120,6 +121,34 @@ def test_item_slices_count_each_kind_of_answer_apart(window, evaluation):
     assert units == {"hot": 1, "warm": 14, "cold": 7}
     assert table["cold"]["models"]["full"]["recall_at_10"]["mean"] == 0.0
     assert table["hot"]["models"]["full"]["recall_at_10"]["mean"] == 1.0
+
+
+def test_items_are_banded_by_the_events_that_their_request_may_look_at():
+    """Item 0 is taken by user after user; the last event of each is asked for at its own moment."""
+    rows = [(user, item, user * 10.0 + place) for user in range(12) for place, item in enumerate((2, 1, 0))]
+    events = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    items = pl.DataFrame({"item_id": range(3), "title": ["a", "b", "c"]})
+    data = Dataset.from_frames(items, events.with_columns(event_type=pl.lit("click")))
+    last = split(data, "last")
+    assert events_so_far(last).tolist() == list(range(12))
+    lists = {"full": np.array([[0, 1]] * 12, np.int32), "popularity": np.array([[1, -1]] * 12, np.int32)}
+    found = evaluate_lists(last, lists, np.full(12, 2), "last").slice_table()["item_events"]
+    assert {name: entry["units"] for name, entry in found.items()} == {
+        "0": 1, "1": 1, "2-4": 3, "5-9": 5, "10+": 2,
+    }  # fmt: skip
+    assert found["2-4"]["models"]["full"]["recall_at_10"]["mean"] == 1.0
+    assert found["2-4"]["models"]["popularity"]["recall_at_10"]["mean"] == 0.0
+
+
+def test_lists_of_new_items_are_judged_on_new_answers_only(window):
+    new = np.tile(np.array([WARM_ITEM, COLD_ITEM], np.int32), (14, 1))
+    lists = {"full": lists_at(window, 1), "popularity": lists_at(window, 3)}
+    table = evaluate_lists(window, lists, lengths_of(window), "time", {"full": new}).slice_table()
+    among = table["item_among_cold"]["0"]
+    assert set(among["models"]) == {"full"}
+    assert among["units"] == 14  # every user took a new item; most of them two
+    counted = [len({20 + user, (WARM_ITEM, COLD_ITEM)[user % 2]} - {30}) for user in range(14)]
+    assert among["models"]["full"]["recall_at_10"]["mean"] == pytest.approx(np.mean([1 / n for n in counted]))
 
 
 def test_hot_warm_and_cold_are_apart_by_the_fitted_log_and_the_history(window):
