@@ -114,10 +114,14 @@ def _pick(
             taken += 1
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@njit(cache=True, nogil=True)
 def _cosine(left: int, right: int, embeddings: Float32) -> float:
+    return _dot(embeddings[left], embeddings[right]) if left >= 0 and right >= 0 else 0.0
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _dot(left: Float32, right: Float32) -> float:
     total = np.float32(0.0)
-    if left >= 0 and right >= 0:
-        for place in range(embeddings.shape[1]):
-            total += embeddings[left, place] * embeddings[right, place]
+    for place in range(len(left)):
+        total += left[place] * right[place]
     return float(total)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from recsys.dataset import Catalogue
-from recsys.events import Float32, Float64, Int64, lengths_to_offsets
+from recsys.events import Bool, Float32, Float64, Int32, Int64, lengths_to_offsets
 from recsys.ranked import Ranked, top_ranked
 from recsys.requests import Requests
 from recsys.reranking.diversity import DiversityConfig, cut, diversified
@@ -149,12 +150,20 @@ def list_first(
     return offsets, rows[np.lexsort((place[rows], owner))]
 
 
-def _ordered(
-    requests: Requests, scores: Float64, relevance: Float64, kept: NDArray[np.bool_]
-) -> tuple[Int64, Int64]:
+def _ordered(requests: Requests, scores: Float64, relevance: Float64, kept: Bool) -> tuple[Int64, Int64]:
     """(offsets, rows) of the kept candidates, most relevant first, then by score, then by item number."""
-    owner = requests.request_of_row()
+    rows = np.flatnonzero(kept)
+    offsets = lengths_to_offsets(np.bincount(requests.request_of_row()[rows], minlength=len(requests)))
     best = -np.nan_to_num(scores, nan=-np.inf)
-    order = np.lexsort((requests.item_index, best, -relevance, owner))
-    order = order[kept[order]]
-    return lengths_to_offsets(np.bincount(owner[kept], minlength=len(requests))), order
+    _sort(offsets, rows, (requests.item_index, best, -relevance))
+    return offsets, rows
+
+
+@njit(cache=True, nogil=True)
+def _sort(offsets: Int64, rows: Int64, keys: tuple[Int32, Float64, Float64]) -> None:
+    """Sort the rows of each request in place by the last key, then the one before it, and so on."""
+    for request in range(len(offsets) - 1):
+        own = rows[offsets[request] : offsets[request + 1]]
+        own[:] = own[np.argsort(keys[0][own], kind="mergesort")]
+        own[:] = own[np.argsort(keys[1][own], kind="mergesort")]
+        own[:] = own[np.argsort(keys[2][own], kind="mergesort")]

@@ -123,9 +123,9 @@ def test_two_thousand_requests_a_second_on_one_core():
     )
     rung = np.zeros(count, np.int8)
     reranker.rerank(requests.take(np.arange(2)), scores[: 2 * candidates], 20, rung[:2])
-    started = time.perf_counter()
+    started = time.process_time()
     reranker.rerank(requests, scores, 20, rung)
-    assert count / (time.perf_counter() - started) > 2000
+    assert count / (time.process_time() - started) > 2000
 
 
 @settings(deadline=None)
