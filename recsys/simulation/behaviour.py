@@ -131,10 +131,15 @@ def attraction(
     return (1.0 / (1.0 + np.exp(-logit))).astype(np.float32)
 
 
+def examination_of(places: int) -> Float32:
+    """(places,) probability that each place of a slate is looked at."""
+    return (np.arange(1, places + 1) ** -_EXAMINATION_POWER).astype(np.float32)
+
+
 def outcome(visits: Visits, shown: Int64, attracts: Float32, draws: Draws) -> Outcome:
     """Draw what each user looks at and clicks."""
     places = np.arange(1, shown.shape[1] + 1)
-    examination = (places**-_EXAMINATION_POWER).astype(np.float32)
+    examination = examination_of(shown.shape[1])
     keys = (visits.user[:, None], visits.day, visits.ordinal[:, None], places)
     examined = draws.uniform("examined", *keys) < examination
     clicked = examined & (draws.uniform("clicked", *keys) < attracts)
