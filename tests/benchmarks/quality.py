@@ -38,7 +38,7 @@ from recsys.dataset_folder import load
 from recsys.evaluation import CUTOFFS, HEADLINE, Evaluation, evaluate_lists, evaluate_slates, training_counts
 from recsys.events import Float32, Int32
 from recsys.metrics import slate_metrics, topk_metrics
-from recsys.protocols import PROTOCOLS, Protocol, Split, split
+from recsys.protocols import PROTOCOLS, Protocol, Split, positives_of, split
 from recsys.requests import HistoryBatch, Requests
 from recsys.retrieval import seen_items
 from recsys.storage import json_bytes, write_atomic
@@ -48,6 +48,8 @@ from recsys.text.quantization import build_encoder
 from recsys.text.teacher import load_teacher
 
 WHOLE_HISTORY = 1 << 30
+TUNING_REQUESTS = 5_000
+"""Requests of the inner split that a point is judged on, drawn at random where there are more."""
 LIST_LENGTH = max(CUTOFFS)
 
 
@@ -75,15 +77,25 @@ class Window:
     @classmethod
     def of(cls, data: Dataset, protocol: Protocol, texts: list[str], embeddings: Float32) -> Window:
         """Split `data` by `protocol`."""
-        parts = split(data, protocol)
+        return cls.over(split(data, protocol), protocol, texts, embeddings)
+
+    @classmethod
+    def over(cls, parts: Split, protocol: Protocol, texts: list[str], embeddings: Float32) -> Window:
+        """What peers may look at of a split."""
         history = HistoryBatch.of(parts.visible.histories, parts.requests, limit=WHOLE_HISTORY)
         unlabelled = parts.requests.labelled(np.full(parts.requests.rows, np.nan, np.float32))
         asked = Asked(parts.train, unlabelled, history, texts, embeddings)
         return cls(parts, protocol, asked, popularity_of(parts.train))
 
     def inner(self) -> Window:
-        """The same protocol on the train part: where points are chosen."""
-        return Window.of(self.split.train, self.protocol, self.asked.texts, self.asked.embeddings)
+        """The same protocol on the train part, where points are chosen, on TUNING_REQUESTS at most."""
+        parts = split(self.split.train, self.protocol)
+        count = len(parts.requests)
+        some = np.random.default_rng(0).permutation(count)[:TUNING_REQUESTS]
+        some = np.sort(some).astype(np.int64)
+        asked, positives = parts.requests.take(some), positives_of(parts.positives, some)
+        parts = replace(parts, requests=asked, positives=positives)
+        return Window.over(parts, self.protocol, self.asked.texts, self.asked.embeddings)
 
     def ranked(self, scorer: BlockScorer, *, fallback: bool = True) -> Int32 | Float32:
         """Top lists (requests, 20), or with slates the scores (rows,)."""
@@ -161,6 +173,12 @@ def mean_of(trees: Sequence[Any]) -> Any:
     if not isinstance(trees[0], dict):
         return np.mean(trees, axis=0)
     return {key: mean_of([tree[key] for tree in trees]) for key in trees[0]}
+
+
+def headline_of(result: Result) -> str:
+    """The figure to watch a run by."""
+    name = result.evaluation.headline
+    return f"{name} {np.nanmean(result.evaluation.values['full'][name]):.4f}"
 
 
 @dataclass
@@ -282,6 +300,7 @@ def run(data: Dataset, options: Options, config: Config, home: Home, terminal: T
         with terminal.step(peer.name):
             try:
                 results[peer.name] = run_peer(peer, windows, chosen, options)
+                terminal.note(f"{peer.name}: {headline_of(results[peer.name])}")
             except (UnavailableError, MemoryError) as error:
                 unavailable[peer.name] = str(error) or type(error).__name__
                 terminal.note(f"{peer.name} is left out: {error}")
@@ -291,7 +310,13 @@ def run(data: Dataset, options: Options, config: Config, home: Home, terminal: T
     if options.ours:
         results["ours"] = run_ours(data, options, config, home, terminal)
     return document_of(
-        data, options, results, unavailable, grid_points=GRID_POINTS, sasrec_fits=external.reached
+        data,
+        options,
+        results,
+        unavailable,
+        grid_points=GRID_POINTS,
+        tuning_requests=TUNING_REQUESTS,
+        sasrec_fits=external.reached,
     )
 
 
