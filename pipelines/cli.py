@@ -190,6 +190,37 @@ def evaluate(
 
 
 @app.command()
+def tune(
+    data: DataArgument,
+    minutes: Annotated[float, typer.Option("--minutes", help="Time to spend; the first trial always ends.")],
+    protocol: Annotated[str, typer.Option(help="time, last or slate.")] = "time",
+    out: Annotated[Path | None, typer.Option(help="TOML file to write; default: in the home.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest search like this.")] = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    home: HomeOption = None,
+    max_bad: MaxBadOption = 0.05,
+    as_json: JsonOption = False,
+) -> None:
+    """Search hyper-parameters on windows before the test, and write the best as TOML."""
+    from pipelines.config import load_config
+    from pipelines.tuning import tune as run
+    from pipelines.tuning_report import check_out, print_tuning, write_toml
+    from recsys.protocols import parse_protocol
+
+    terminal = Terminal(as_json=as_json)
+    wanted = parse_protocol(protocol)
+    check_out(minutes, out)
+    settings = load_config(config, overrides or [], os.environ)
+    place = Home.at(home)
+    dataset = _load(data, settings.roles, max_bad, terminal)
+    found = run(dataset, wanted, settings, place, terminal, minutes=minutes, resume=resume)
+    written = write_toml(found, out or place.tuning / found["study"] / "tuned.toml")
+    document = {"data": dataset.name, **found, "out": str(written), "seconds": terminal.elapsed()}
+    terminal.result(document, lambda console: print_tuning(document, console))
+
+
+@app.command()
 def promote(
     model: Annotated[str, typer.Argument(help="models:/NAME/NUMBER, or NAME for its newest version.")] = (
         DEFAULT_NAME

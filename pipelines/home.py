@@ -34,6 +34,11 @@ class Home:
         return self.path / "cache" / "bundles"
 
     @property
+    def tuning(self) -> Path:
+        """Studies of `recsys tune`: one database, one folder a study."""
+        return self.path / "tuning"
+
+    @property
     def scores(self) -> Path:
         """The Delta table of the nightly scores."""
         return self.path / "scores"
