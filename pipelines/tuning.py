@@ -39,7 +39,7 @@ from recsys.protocols import Protocol, Split, split
 from recsys.storage import write_atomic
 
 RANKER_TRIALS = 8
-"""Ranker trials between two models trials."""
+"""Trials since the start, or since the last models trial, before the next one of those is due."""
 
 _DONE, _LEFT = (TrialState.COMPLETE,), (TrialState.RUNNING, TrialState.WAITING)
 
@@ -104,7 +104,7 @@ class Search:
                 raise
             self.note(f"trial {trial.number} ({kind}): {error}")
         except BaseException:
-            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
 
     def _attempt(self, trial: Trial, step: Step) -> None:
