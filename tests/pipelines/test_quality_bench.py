@@ -21,6 +21,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import peers  # noqa: E402
 import quality  # noqa: E402
 import quality_report  # noqa: E402
+import quality_window  # noqa: E402
 import sequence_peer  # noqa: E402
 
 from recsys.dataset import Dataset  # noqa: E402
@@ -52,13 +53,13 @@ def small() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def window(small: Dataset) -> quality.Window:
+def window(small: Dataset) -> quality_window.Window:
     embeddings = np.random.default_rng(1).normal(size=(ITEMS, 5)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return quality.Window.of(small, "time", small.catalogue.title, embeddings)
+    return quality_window.Window.of(small, "time", small.catalogue.title, embeddings)
 
 
-def block_of(name: str, window: quality.Window, **point: object) -> np.ndarray:
+def block_of(name: str, window: quality_window.Window, **point: object) -> np.ndarray:
     peer = next(peer for peer in peers.PEERS if peer.name == name)
     scorer = peer.fit(window.asked, {**peer.grid[0], **point}, 0)
     return scorer(window.asked.requests, window.asked.history)
@@ -140,7 +141,7 @@ def test_fallback_orders_the_unknown_below_the_known_by_popularity():
     def scorer(requests, history):
         return np.array([[5.0, -np.inf, 3.0, -np.inf], [-np.inf] * 4], np.float32)
 
-    filled = quality.with_fallback(scorer, np.array([1.0, 2.0, 3.0, 9.0], np.float32))(None, None)
+    filled = quality_window.with_fallback(scorer, np.array([1.0, 2.0, 3.0, 9.0], np.float32))(None, None)
     assert np.argsort(-filled, axis=1).tolist() == [[0, 2, 3, 1], [3, 2, 1, 0]]
     assert filled[0, [0, 2]].tolist() == [5.0, 3.0]
 
@@ -156,7 +157,7 @@ def test_tuning_takes_the_best_point_and_stops_with_its_budget(window):
         return lambda requests, history: truth[: len(requests)]
 
     grid = tuple({"quality": value} for value in (-1.0, 1.0, -0.5))
-    peer = quality.Peer("oracle", fit, grid)
+    peer = peers.Peer("oracle", fit, grid)
     chosen, report = quality.tune(peer, window, {}, quality.Budget(60.0))
     assert chosen == {"quality": 1.0} == report["chosen"]
     assert report["grid"][1]["score"] == max(entry["score"] for entry in report["grid"])
@@ -203,7 +204,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_slates_are_tuned_and_measured_by_the_area_under_the_curve(world):
     data = load(world)[0]
     texts = catalogue_texts(data.catalogue)
-    outer = quality.Window.of(data, "slate", texts, np.zeros((len(texts), 2), np.float32))
+    outer = quality_window.Window.of(data, "slate", texts, np.zeros((len(texts), 2), np.float32))
     chosen = {}
     for name in ("item_knn_bm25", "tfidf", "item_knn_tfidf", "als"):
         peer = next(peer for peer in peers.PEERS if peer.name == name)
