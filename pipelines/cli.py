@@ -157,6 +157,12 @@ def evaluate(
     ablate: Annotated[
         bool, typer.Option("--ablate", help="Tell what each feature family and each source is worth.")
     ] = False,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Tell what diversity, exploration and the rules cost.")
+    ] = False,
+    off_policy: Annotated[
+        bool, typer.Option("--off-policy", help="Estimate our click rate from logged propensities.")
+    ] = False,
     seeds: Annotated[list[int] | None, typer.Option("--seeds", help="One or more: --seeds 0 1 2.")] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -176,7 +182,16 @@ def evaluate(
     dataset = _load(data, settings.roles, max_bad, terminal)
     chosen = tuple(seeds) if seeds else (settings.seed,)
     result = run(
-        dataset, wanted, settings, Home.at(home), terminal, seeds=chosen, baselines=baselines, ablate=ablate
+        dataset,
+        wanted,
+        settings,
+        Home.at(home),
+        terminal,
+        seeds=chosen,
+        baselines=baselines,
+        ablate=ablate,
+        rerank=rerank,
+        off_policy=off_policy,
     )
     document = {
         "data": dataset.name,

@@ -21,6 +21,7 @@ from recsys.events import DEFAULT_ROLES, EventRole
 from recsys.popularity import PopularityConfig
 from recsys.ranking import RankerConfig
 from recsys.relevance import HeadConfig
+from recsys.reranking import RerankingConfig, Rule
 from recsys.retrieval import RetrievalConfig
 from recsys.text.settings import DistillationConfig, FinetuneConfig
 from recsys.transitions import TransitionConfig
@@ -99,6 +100,7 @@ class Config:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     stacking: StackingConfig = field(default_factory=StackingConfig)
+    reranking: RerankingConfig = field(default_factory=RerankingConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     gates: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_GATES))
 
@@ -166,6 +168,10 @@ def _refuse_unknown(kind: type, tree: Mapping[str, Any], prefix: str) -> None:
             raise _invalid(f"unknown key; known here: {', '.join(sorted(known))}", prefix + key)
         if is_dataclass(hints[key]) and isinstance(value, Mapping):
             _refuse_unknown(hints[key], value, f"{prefix}{key}.")
+        elif key == "rules" and isinstance(value, list):
+            for place, rule in enumerate(value):
+                if isinstance(rule, Mapping):
+                    _refuse_unknown(Rule, rule, f"{prefix}rules[{place}].")
         elif key == "roles" and isinstance(value, Mapping):
             for name, role in value.items():
                 if isinstance(role, Mapping):

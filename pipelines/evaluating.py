@@ -25,15 +25,20 @@ from pipelines.config import Config
 from pipelines.encoding import TextModel, fit_text
 from pipelines.fitting import Fit, Step, complete, retrieve, stack, stacking_split
 from pipelines.home import Home
+from pipelines.off_policy import off_policy_value, print_off_policy
+from pipelines.reranking import Scored, print_reranking, reranking_prices
 from pipelines.terminal import Terminal, table
 from recsys.baselines import BASELINES, among, baseline_scorers, slate_scores, top_lists
 from recsys.dataset import Dataset
+from recsys.errors import EXIT_USAGE, RecsysError
 from recsys.evaluation import CUTOFFS, Evaluation, evaluate_lists, evaluate_slates, training_counts
-from recsys.events import Float32, Float64, Int64
-from recsys.protocols import Protocol, Split, split
+from recsys.events import Float32, Float64, Int64, Slates
+from recsys.off_policy import check_propensities
+from recsys.protocols import Protocol, Split, last_day, split
 from recsys.ranked import top_ranked
 from recsys.recommender import Recommender, State, blocks
 from recsys.requests import HistoryBatch, Requests
+from recsys.reranking.rules import Rules
 from recsys.retrieval import seen_items
 
 Scores = dict[str, NDArray[Any]]
@@ -42,7 +47,10 @@ LIST_LENGTH = max(CUTOFFS)
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation and what was fitted for it; `fits` has one entry a seed, `ablations` one or none."""
+    """An evaluation and what was fitted for it; `fits` has one entry a seed, `ablations` one or none.
+
+    `further` are the documents of what else was asked for, of the first seed: `reranking`, `off_policy`.
+    """
 
     split: Split
     evaluation: Evaluation
@@ -50,6 +58,7 @@ class Evaluated:
     fits: list[Fit]
     protocol: Protocol
     ablations: list[Worth]
+    further: dict[str, Any]
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -72,7 +81,7 @@ class Evaluated:
         if self.ablations:
             full = evaluation.values["full"][evaluation.headline]
             document["ablation"] = ablation_document(full, self.ablations, evaluation.clusters, self.protocol)
-        return document
+        return document | self.further
 
 
 def evaluate(
@@ -85,12 +94,16 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     baselines: bool = True,
     ablate: bool = False,
+    rerank: bool = False,
+    off_policy: bool = False,
 ) -> Evaluated:
     """Fit on the past of `data` and score its future; metrics are averaged over the seeds per user.
 
     The encoder is fitted once, with the first seed; everything else once a seed. `ablate` fits the ranker
-    again without each feature family and each source.
+    again without each feature family and each source; `rerank` tells the price of rerankers (not for
+    slates), `off_policy` what our lists would have earned in place of logged slates (for slates only).
     """
+    slates = _further_data(data, protocol, config, rerank=rerank, off_policy=off_policy)
     window = split(data, protocol)
     text = fit_text(
         stacking_split(window.train, protocol, config).train, config, home, terminal.step, seed=seeds[0]
@@ -98,6 +111,7 @@ def evaluate(
     history = history_of(window, config)
     vectors, step = text.embeddings.matrix, terminal.step
     fits, runs, ablations = [], [], []
+    further: dict[str, Any] = {}
     for place, seed in enumerate(seeds):
         stacked = stack(window.train, protocol, vectors, config, step, seed=seed)
         fitted = complete(stacked, window.train, window.visible, vectors, config, step, seed=seed)
@@ -115,12 +129,37 @@ def evaluate(
             outputs |= baseline_outputs(
                 window, fitted.recommender, history, protocol, terminal, seed=seed, names=names
             )
+        if rerank and place == 0:
+            catalogue = window.train.catalogue
+            scored = Scored(candidates, scores["full"], window.positives, catalogue, vectors)
+            further["reranking"] = reranking_prices(scored, config.reranking, step, seed=seed)
+        if slates is not None and place == 0:
+            further["off_policy"] = off_policy_value(window, slates, fitted.recommender, state, config, step)
         cold = {}
         if protocol != "slate":
             cold = cold_lists(window, candidates, scores["full"], fitted.recommender, history, step)
         fits.append(fitted)
         runs.append(_measure(window, outputs, cold, np.diff(history.offsets), protocol))
-    return Evaluated(window, _averaged(runs), text, fits, protocol, ablations)
+    return Evaluated(window, _averaged(runs), text, fits, protocol, ablations, further)
+
+
+def _further_data(
+    data: Dataset, protocol: Protocol, config: Config, *, rerank: bool, off_policy: bool
+) -> Slates | None:
+    """The held-out slates where off-policy estimates are wanted; what cannot be done is refused at once.
+
+    Raises:
+        RecsysError: `usage` (exit 64), `rule_invalid` (78), `no_propensities`.
+    """
+    if rerank and protocol == "slate":
+        raise RecsysError("usage", "--rerank needs --protocol time or last", exit_code=EXIT_USAGE)
+    if off_policy and protocol != "slate":
+        raise RecsysError("usage", "--off-policy needs --protocol slate", exit_code=EXIT_USAGE)
+    Rules(config.reranking.rules, data.catalogue)
+    if not off_policy:
+        return None
+    slates = check_propensities(data.slates)
+    return slates.take(np.flatnonzero(slates.timestamp >= last_day(slates)))
 
 
 def history_of(window: Split, config: Config) -> HistoryBatch:
@@ -260,6 +299,10 @@ def print_evaluation(document: dict[str, Any], out: Console) -> None:
         out.print(table(heading, ["answers", "requests", *names], _slice_rows(things, names)))
     if "ablation" in document:
         print_ablation(document["ablation"], out)
+    if "reranking" in document:
+        print_reranking(document["reranking"], out)
+    if "off_policy" in document:
+        print_off_policy(document["off_policy"], out)
 
 
 _ITEM_COLUMNS = ("full", "item_knn", "als", "text_neighbours", "popularity")

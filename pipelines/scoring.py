@@ -26,9 +26,11 @@ from recsys.model import Model
 from recsys.popularity import PopularityConfig, fit_popularity
 from recsys.protocols import everyone_at
 from recsys.publication import Publication, publish
+from recsys.published_rows import PROPENSITY
 from recsys.ranked import Ranked
 from recsys.recommender import Recommender, request_blocks
 from recsys.requests import source_names
+from recsys.reranking import Reranker
 from recsys.retrieval import seen_items
 from recsys.text.item_text import catalogue_texts
 from recsys.text.openvino_runtime import OpenVinoEncoder
@@ -96,11 +98,16 @@ def score_night(
     past = data.before(as_of)
     with terminal.step("new items"):
         recommender, embedded = recommender_over(model, past, bundle)
+        reranker = model.reranker(past, recommender.retriever.embeddings)
     night = settings.night or datetime.fromtimestamp(as_of, UTC).date()
     counts = dict.fromkeys(RUNGS, 0)
     with terminal.step("scores") as progress:
-        stream = score_stream(recommender, Replay(past, features), past, as_of, settings, counts, progress)
-        reader = pa.RecordBatchReader.from_batches(schema_of(past), stream)
+        lists = ranked_blocks(recommender, reranker, Replay(past, features), past, as_of, settings)
+        stream = (
+            ranked_rows(ranked, users, past) for users, ranked in counted(lists, past, counts, progress)
+        )
+        schema = schema_of(past, explored=reranker.config.explores)
+        reader = pa.RecordBatchReader.from_batches(schema, stream)
         publication = publish(
             out,
             reader,
@@ -122,39 +129,49 @@ def recommender_over(model: Model, data: Dataset, bundle: Bundle) -> tuple[Recom
     return model.over(data, embeddings, popularity), embeddings.encoded
 
 
-def score_stream(
+def ranked_blocks(
     recommender: Recommender,
+    reranker: Reranker,
     state: Replay,
     data: Dataset,
     as_of: float,
     settings: NightSettings,
-    counts: dict[str, int],
-    progress: Report,
-) -> Iterator[pa.RecordBatch]:
-    """Record batches of ranked rows, a block of users at a time; adds each block's rungs to `counts`."""
+) -> Iterator[tuple[Int32, Ranked]]:
+    """Users and their lists, a block at a time, in user order."""
     users = np.arange(len(data.users), dtype=np.int32)
     for chosen in request_blocks(len(users)):
         requests = everyone_at(users[chosen], as_of, data.events)
         candidates = recommender.candidates(requests, state, seen_items(data.histories, requests))
-        ranked = recommender.recommend(candidates, state, settings.top_k, threads=settings.threads)
+        yield (
+            users[chosen],
+            recommender.recommend(
+                candidates, state, settings.top_k, threads=settings.threads, reranker=reranker
+            ),
+        )
+
+
+def counted(
+    lists: Iterator[tuple[Int32, Ranked]], data: Dataset, counts: dict[str, int], progress: Report
+) -> Iterator[tuple[Int32, Ranked]]:
+    """The same blocks; adds each one's rungs to `counts` and reports the users done."""
+    for users, ranked in lists:
         for rung, number in zip(*np.unique(ranked.rung, return_counts=True), strict=True):
             counts[RUNGS[rung]] += int(number)
-        yield ranked_rows(ranked, users[chosen], data)
-        progress(int(chosen[-1]) + 1, len(users))
+        yield users, ranked
+        progress(int(users[-1]) + 1, len(data.users))
 
 
-def schema_of(data: Dataset) -> pa.Schema:
+def schema_of(data: Dataset, *, explored: bool) -> pa.Schema:
     """Columns of a published night; ids have the types of the dataset."""
-    return pa.schema(
-        [
-            pa.field("user_id", _id_type(data.users.values)),
-            pa.field("item_id", _id_type(data.catalogue.ids.values)),
-            pa.field("rank", pa.int32()),
-            pa.field("score", pa.float64()),
-            pa.field("source", pa.string()),
-            pa.field("rung", pa.string()),
-        ]
-    )
+    columns = [
+        pa.field("user_id", _id_type(data.users.values)),
+        pa.field("item_id", _id_type(data.catalogue.ids.values)),
+        pa.field("rank", pa.int32()),
+        pa.field("score", pa.float64()),
+        pa.field("source", pa.string()),
+        pa.field("rung", pa.string()),
+    ]
+    return pa.schema(columns + [pa.field(PROPENSITY, pa.float64())] * explored)
 
 
 def ranked_rows(ranked: Ranked, users: Int32, data: Dataset) -> pa.RecordBatch:
@@ -162,7 +179,7 @@ def ranked_rows(ranked: Ranked, users: Int32, data: Dataset) -> pa.RecordBatch:
     lengths = np.diff(ranked.offsets)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     rank = np.arange(len(owner)) - ranked.offsets[:-1][owner] + 1
-    schema = schema_of(data)
+    schema = schema_of(data, explored=ranked.propensity is not None)
     columns = [
         data.users.take(users[owner]).to_list(),
         data.catalogue.ids.take(ranked.item_index).to_list(),
@@ -171,6 +188,8 @@ def ranked_rows(ranked: Ranked, users: Int32, data: Dataset) -> pa.RecordBatch:
         source_names(ranked.source),
         [RUNGS[rung] for rung in ranked.rung[owner]],
     ]
+    if ranked.propensity is not None:
+        columns.append(ranked.propensity)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 

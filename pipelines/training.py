@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,11 @@ def bundle_files(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Everything that scoring needs, as bytes by name, and the manifest's metadata."""
     roles = dict(zip(data.event_types, data.roles, strict=True))
-    settings = {"max_chars": config.text.max_chars, "top_k": config.scoring.top_k}
+    settings = {
+        "max_chars": config.text.max_chars,
+        "top_k": config.scoring.top_k,
+        "reranking": asdict(config.reranking),
+    }
     model = Model(fitted.recommender, data.catalogue, data.users, text.embeddings, roles, settings)
     state = LiveState.at(data, as_of, fitted.features)
     files = {

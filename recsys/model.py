@@ -24,6 +24,7 @@ from recsys.popularity import Popularity
 from recsys.ranking import Ranker
 from recsys.recommender import FeatureBuilder, Recommender
 from recsys.relevance import RelevanceHead
+from recsys.reranking import Reranker, RerankingConfig
 from recsys.retrieval import RetrievalConfig, Retriever
 from recsys.storage import json_bytes, parse_json
 from recsys.text.embeddings import ItemEmbeddings
@@ -139,6 +140,15 @@ class Model:
             known_users=_known(self.recommender.known_users, users),
             category=data.catalogue.category,
         )
+
+    def reranker(self, data: Dataset, embeddings: Float32) -> Reranker:
+        """What this version does to lists over the items of `data`, with their (items, dim) embeddings.
+
+        Raises:
+            RecsysError: `rule_invalid` (exit 78) where a rule names a category that is not there.
+        """
+        config = RerankingConfig.from_dict(self.settings.get("reranking", {}))
+        return Reranker(config, data.catalogue, embeddings)
 
     def _item_table(self) -> pl.DataFrame:
         names = self.catalogue.category_names, self.catalogue.subcategory_names

@@ -77,8 +77,13 @@ class OffPolicy:
     clipped: float
 
 
-def check_propensities(slates: Slates | None) -> None:
-    """Raise RecsysError `no_propensities` unless every shown item has a propensity in (0, 1]."""
+def check_propensities(slates: Slates | None) -> Slates:
+    """The same slates, if estimates can be made of them.
+
+    Raises:
+        RecsysError: `no_propensities` unless every shown item has a propensity in (0, 1];
+            `positions_invalid` where a slate is not in the order of its places.
+    """
     if slates is None or not len(slates) or np.isnan(slates.propensity).all():
         what = "off-policy estimates need impressions with a propensity of every shown item"
         raise RecsysError("no_propensities", what, "impressions: propensity")
@@ -86,6 +91,12 @@ def check_propensities(slates: Slates | None) -> None:
     if wrong.any():
         what = f"{int(wrong.sum()):,} of {len(wrong):,} shown items have no propensity in (0, 1]"
         raise RecsysError("no_propensities", what, "impressions: propensity")
+    falls = np.diff(slates.position.astype(np.int64)) <= 0
+    falls[slates.offsets[1:-1][slates.offsets[1:-1] < len(slates.position)] - 1] = False
+    if falls.any() or slates.position.min() < 1:
+        what = "off-policy estimates need the shown items of a slate by rising position from 1 on"
+        raise RecsysError("positions_invalid", what, "impressions: position")
+    return slates
 
 
 def fit_examination(slates: Slates) -> Float64:
@@ -136,7 +147,8 @@ def estimate(
         config: limits.
 
     Raises:
-        RecsysError: `no_propensities`; `no_overlap` where the log hardly ever shows what the target would.
+        RecsysError: those of `check_propensities`; `no_overlap` where the log hardly ever shows what the
+            target would.
     """
     config = config or OffPolicyConfig()
     check_propensities(slates)
@@ -197,8 +209,8 @@ class _Rows:
 
 def _weighted(slates: Slates, target: Int32, examination: Float64, config: OffPolicyConfig) -> _Rows:
     lengths = np.diff(slates.offsets)
-    if not lengths.all() or (slates.position < 1).any():
-        raise ValueError("every slate needs items, and every item a position from 1 on")
+    if not lengths.all():
+        raise ValueError("a slate without items has no value: leave it out")
     if len(examination) < max(int(slates.position.max()), target.shape[1]):
         raise ValueError(f"examination has {len(examination)} places, slates or lists have more")
     owner = np.repeat(np.arange(len(slates)), lengths)

@@ -50,8 +50,12 @@ def split(data: Dataset, protocol: Protocol, *, share: float = 0.1) -> Split:
         return _last_split(data)
     if data.slates is None:
         raise RecsysError("nothing_to_test", "protocol slate needs an impressions table", data.name)
-    last_day = float(np.floor(data.slates.timestamp[-1] / DAY_S) * DAY_S)
-    return slates_from(data, last_day)
+    return slates_from(data, last_day(data.slates))
+
+
+def last_day(slates: Slates) -> float:
+    """The midnight (UTC) before the last slate."""
+    return float(np.floor(slates.timestamp[-1] / DAY_S) * DAY_S)
 
 
 def time_cut(data: Dataset, share: float) -> float:

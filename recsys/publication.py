@@ -27,7 +27,7 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from recsys.errors import EXIT_IO, EXIT_NO_INPUT, RecsysError
 from recsys.locks import lock
-from recsys.published_rows import RowGroups, Scores, as_reader, digest_of_file
+from recsys.published_rows import PROPENSITY, RowGroups, Scores, as_reader, digest_of_file
 from recsys.storage import json_bytes, parse_json, storage_error, sync_file, sync_folder, write_atomic
 from recsys.versions import Version
 
@@ -93,7 +93,8 @@ def publish(
 
     Args:
         folder: the Delta table, made on first use; partitioned by `night`.
-        scores: columns user_id, item_id, rank, score, source, rung. A frame is sorted here; a stream must
+        scores: columns user_id, item_id, rank, score, source, rung, and propensity where lists were
+            explored; other nights of the table then have nulls there. A frame is sorted here; a stream must
             hold each user's rows together with ranks 1, 2, 3 …, and is never held whole. No rows are fine.
         night: the partition to replace.
         version: the model version that scored.
@@ -237,7 +238,7 @@ def _commit(folder: Path, publication: Publication, schema: pa.Schema) -> int:
             if table is None:
                 create_table_with_add_actions(str(folder), columns, [action], partition_by=["night"])
             else:
-                _check_schema(table, columns)
+                columns = _joined_columns(table, columns)
                 filters = [("night", "=", night["night"])]
                 table.create_write_transaction([action], "overwrite", columns, ["night"], filters)
             version = DeltaTable(folder).version()
@@ -247,13 +248,17 @@ def _commit(folder: Path, publication: Publication, schema: pa.Schema) -> int:
     return version
 
 
-def _check_schema(table: DeltaTable, columns: Schema) -> None:
-    """Refuse ids of another type than the table has, which would break its readers."""
-    before = {one.name: str(one.type) for one in table.schema().fields}
+def _joined_columns(table: DeltaTable, columns: Schema) -> Schema:
+    """The table's columns, and `propensity` where it is new; ids of another type would break readers."""
+    before = {one.name: one for one in table.schema().fields}
     for one in columns.fields:
-        if before.get(one.name) != str(one.type):
-            what = f"the table holds {before.get(one.name)} in this column, the scores hold {one.type}:"
+        held = before.get(one.name)
+        if held is None and one.name == PROPENSITY:
+            before[one.name] = one
+        elif held is None or str(held.type) != str(one.type):
+            what = f"the table holds {held and held.type} in this column, the scores hold {one.type}:"
             raise RecsysError("scores_invalid", what, one.name)
+    return Schema(list(before.values()))
 
 
 def _sync_log(folder: Path, version: int) -> None:

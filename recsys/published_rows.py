@@ -19,6 +19,9 @@ import pyarrow.parquet as pq
 from recsys.errors import RecsysError
 
 COLUMNS = ("user_id", "item_id", "rank", "score", "source", "rung")
+PROPENSITY = "propensity"
+"""Column of nights with exploration only: P(this item in this place | the request, the items above)."""
+
 GROUP_ROWS = 65_536
 
 Scores: TypeAlias = pl.DataFrame | pa.RecordBatchReader
@@ -26,6 +29,8 @@ Scores: TypeAlias = pl.DataFrame | pa.RecordBatchReader
 
 def canonical_schema(schema: pa.Schema) -> pa.Schema:
     """The published types for a table of scores: ids int64 or text, rank int32, score float64, the rest text.
+
+    `propensity`, float64, is kept where the scores have it.
 
     Raises:
         RecsysError: `scores_invalid` for a missing column.
@@ -35,7 +40,8 @@ def canonical_schema(schema: pa.Schema) -> pa.Schema:
     types = {"rank": pa.int32(), "score": pa.float64(), "source": pa.string(), "rung": pa.string()}
     for name in ("user_id", "item_id"):
         types[name] = pa.int64() if pa.types.is_integer(schema.field(name).type) else pa.string()
-    return pa.schema([pa.field(name, types[name]) for name in COLUMNS])
+    columns = [pa.field(name, types[name]) for name in COLUMNS]
+    return pa.schema(columns + [pa.field(PROPENSITY, pa.float64())] * (PROPENSITY in schema.names))
 
 
 def as_reader(scores: Scores) -> pa.RecordBatchReader:
@@ -91,9 +97,13 @@ class RowGroups:
         return pa.record_batch(columns, schema=self.schema)
 
     def _checked(self, group: pa.RecordBatch) -> pa.RecordBatch:
-        for name in COLUMNS:
+        for name in self.schema.names:
             if group.column(name).null_count:
                 raise RecsysError("scores_invalid", "null in column", name)
+        if PROPENSITY in self.schema.names:
+            propensity = group.column(PROPENSITY).to_numpy()
+            if not ((propensity > 0) & (propensity <= 1)).all():
+                raise RecsysError("scores_invalid", "a probability is not in (0, 1]:", PROPENSITY)
         finite = np.isfinite(group.column("score").to_numpy())
         if not finite.all():
             row = self.rows + int(np.argmin(finite))
@@ -139,6 +149,6 @@ def digest_of_file(file: pq.ParquetFile) -> str:
     schema = canonical_schema(file.schema_arrow)
     digest = RowDigest(schema)
     for number in range(file.num_row_groups):
-        group = file.read_row_group(number, columns=list(COLUMNS)).cast(schema)
+        group = file.read_row_group(number, columns=schema.names).cast(schema)
         digest.update(pa.concat_batches(group.to_batches()))
     return digest.hexdigest()

@@ -11,6 +11,7 @@ import pytest
 from pipelines.config import DEFAULT_GATES, Config, load_config
 from recsys.errors import RecsysError
 from recsys.events import DEFAULT_ROLES, EventRole
+from recsys.reranking import Rule
 
 
 @pytest.fixture
@@ -153,3 +154,24 @@ def test_a_flat_configuration_can_be_read_back_as_overrides():
     words = [f"{key}={value}" for key, value in config.flat().items() if value != "null"]
     assert load_config(overrides=words) == config
     json.dumps(config.flat())
+
+
+def test_rules_are_a_list_of_tables_and_each_key_is_known(file):
+    file.write_text(
+        "[reranking.diversity]\nrelevance_share = 0.7\n"
+        '[[reranking.rules]]\naction = "boost"\nfield = "category"\nequals = "news"\nby = 0.5\n'
+        '[[reranking.rules]]\naction = "cap"\nfield = "category"\nby = 2\n'
+    )
+    reranking = load_config(file).reranking
+    assert reranking.diversity.relevance_share == 0.7
+    assert reranking.rules == (
+        Rule("boost", "category", equals="news", by=0.5),
+        Rule("cap", "category", by=2),
+    )
+    assert Config().reranking.is_off
+    wrong = refusal(('reranking.rules=[{action="cap", fild="category"}]',))
+    assert wrong.where == "reranking.rules[0].fild"
+    assert "known here: above, action" in wrong.what
+    wrong = refusal(('reranking.rules=[{action="promote", field="category"}]',))
+    assert "'boost', 'bury', 'filter' or 'cap'" in wrong.what
+    assert refusal(("reranking.exploration.share=1.5",)).where == "reranking.exploration"

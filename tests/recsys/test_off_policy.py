@@ -121,6 +121,15 @@ def test_a_missing_or_impossible_propensity_is_refused_and_counted(wrong):
             check_propensities(nothing)
 
 
+def test_a_slate_out_of_the_order_of_its_places_is_refused():
+    slates = tiny_log(DRAWS, EXAMINATION, 10)
+    assert check_propensities(slates) is slates
+    swapped = slates.position.copy()
+    swapped[[3, 4]] = swapped[[4, 3]]
+    with pytest.raises(RecsysError, match="positions_invalid"):
+        check_propensities(replace(slates, position=swapped))
+
+
 @pytest.mark.parametrize("target", [[9, 8], [0, 9], [-1, -1]])
 def test_a_target_that_the_log_never_shows_is_refused(target):
     slates = tiny_log(DRAWS, EXAMINATION, 1000)

@@ -449,3 +449,23 @@ def test_memory_stays_flat_over_a_long_stream(tmp_path: Path):
         assert code == 0
         peaks.append(int(output.split()[2]))
     assert peaks[1] - peaks[0] < 64_000  # kB; the larger night is 200 MB as Arrow
+
+
+def test_a_night_with_propensities_joins_a_table_without_and_the_other_way_round(tmp_path: Path):
+    chances = pl.Series("propensity", [0.25, 0.5, 1.0] * 5)
+    put(tmp_path, scores())
+    explored = put(tmp_path, scores(offset=1.0).with_columns(chances), night=NEXT_NIGHT)
+    assert verify_night(tmp_path, NEXT_NIGHT) == explored
+    assert read(tmp_path, NEXT_NIGHT)["propensity"].to_list() == chances.to_list()
+    assert read(tmp_path)["propensity"].null_count() == 15
+    put(tmp_path, scores(offset=2.0))  # exploration is off again
+    assert read(tmp_path, NEXT_NIGHT)["propensity"].to_list() == chances.to_list()
+    assert read(tmp_path).drop("propensity").equals(scores(offset=2.0))
+    assert put(tmp_path, scores(offset=1.0).with_columns(chances), night=NEXT_NIGHT).changed is False
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.5, float("nan")])
+def test_an_impossible_propensity_is_not_published(tmp_path: Path, wrong: float):
+    chances = pl.Series("propensity", [wrong, 0.5, 1.0] * 5)
+    error = refusal(put, tmp_path, scores().with_columns(chances))
+    assert (error.code, error.where) == ("scores_invalid", "propensity")
