@@ -15,7 +15,7 @@ from implicit.als import AlternatingLeastSquares
 from implicit.bpr import BayesianPersonalizedRanking
 from implicit.nearest_neighbours import ItemItemRecommender, bm25_weight, normalize
 from scipy import sparse
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from threadpoolctl import threadpool_limits
 
@@ -146,19 +146,20 @@ def fit_ease(asked: Asked, params: Params, seed: int) -> BlockScorer:
 def ease_weights(interactions: sparse.csr_matrix, regularization: float) -> Float32:
     """(items, items) weights of EASE (Steck 2019, eq. 8): B = -P / diag(P) by columns, zero on the diagonal.
 
-    P is the inverse of the Gram matrix of the binary interactions plus `regularization` times the identity.
+    P is the inverse of the Gram matrix of the binary interactions plus `regularization` times the identity,
+    in single precision by its Cholesky factor: a third of the time of `potri`, and of `inv` in double.
     """
-    binary = (interactions > 0).astype(np.float64)
+    binary = (interactions > 0).astype(np.float32)
     gram = (binary.T @ binary).toarray(order="F")
     diagonal = np.diag_indices_from(gram)
-    gram[diagonal] += regularization
-    factor, _ = lapack.dpotrf(gram, lower=1, overwrite_a=1, clean=0)
-    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    for row in range(len(inverse)):
-        inverse[row, row + 1 :] = inverse[row + 1 :, row]
+    gram[diagonal] += np.float32(regularization)
+    factor, _ = lapack.spotrf(gram, lower=1, overwrite_a=1, clean=0)
+    identity = np.eye(len(gram), dtype=np.float32, order="F")
+    inverse_factor = blas.strsm(1.0, factor, identity, lower=1, overwrite_b=1)
+    inverse: Float32 = inverse_factor.T @ inverse_factor
     inverse /= -np.diag(inverse).copy()
     inverse[diagonal] = 0.0
-    return inverse.astype(np.float32)
+    return inverse
 
 
 def fit_als(asked: Asked, params: Params, seed: int) -> BlockScorer:

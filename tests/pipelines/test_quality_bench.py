@@ -75,7 +75,7 @@ def test_ease_weights_solve_the_constrained_ridge_problem(rng):
         others = [row for row in range(7) if row != column]
         X, y = dense[:, others], dense[:, column]
         ridge = np.linalg.solve(X.T @ X + 2.5 * np.eye(6), X.T @ y)
-        np.testing.assert_allclose(weights[others, column], ridge, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(weights[others, column], ridge, rtol=1e-4, atol=1e-5)
 
 
 def test_bm25_neighbours_by_hand():
