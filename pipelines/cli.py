@@ -218,14 +218,15 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Search hyper-parameters on windows before the test, and write the best as TOML."""
-    from pipelines.config import load_config
-    from pipelines.tuning import tune as run
     from pipelines.tuning_report import check_out, print_tuning, write_toml
     from recsys.protocols import parse_protocol
 
     terminal = Terminal(as_json=as_json)
     wanted = parse_protocol(protocol)
     check_out(minutes, out)
+    from pipelines.config import load_config  # what is wrong with the words is told before heavy imports
+    from pipelines.tuning import tune as run
+
     settings = load_config(config, overrides or [], os.environ)
     place = Home.at(home)
     dataset = _load(data, settings.roles, max_bad, terminal)

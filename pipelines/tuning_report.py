@@ -40,7 +40,10 @@ def print_tuning(document: dict[str, Any], out: Console) -> None:
         for key, (before, after) in document["changes"].items()
     ]
     title = f"{document['data']}, protocol {document['protocol']}: trial {document['best_trial']}"
-    out.print(table(title, ["setting", "given", "found", "importance"], rows))
+    if rows:
+        out.print(table(title, ["setting", "given", "found", "importance"], rows))
+    else:
+        out.print(f"{title}: nothing was found that is better than the settings as given", markup=False)
     metric, gap = document["headline"], document["difference"]
     out.print(
         f"validation {metric}: {document['best']:.4f}, as given {document['default']:.4f}; "

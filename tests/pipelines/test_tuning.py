@@ -151,6 +151,7 @@ def test_the_first_trial_is_the_configuration_as_it_was_given(world, config, tmp
     assert with_parameters(config, first.params) == config
 
 
+@pytest.mark.slow
 def test_a_models_trial_follows_several_of_the_ranker_and_keeps_its_best_settings(world, config, tmp_path):
     search = search_of(world, "slate", config, tmp_path)
     values_of(search, 10)
