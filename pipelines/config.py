@@ -23,6 +23,7 @@ from recsys.ranking import RankerConfig
 from recsys.relevance import HeadConfig
 from recsys.reranking import RerankingConfig, Rule
 from recsys.retrieval import RetrievalConfig
+from recsys.sequence import SequenceConfig
 from recsys.text.settings import DistillationConfig, FinetuneConfig
 from recsys.transitions import TransitionConfig
 
@@ -96,6 +97,7 @@ class Config:
     head: HeadConfig = field(default_factory=HeadConfig)
     collaborative: CollaborativeConfig = field(default_factory=CollaborativeConfig)
     transitions: TransitionConfig = field(default_factory=TransitionConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
     popularity: PopularityConfig = field(default_factory=PopularityConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)

@@ -35,6 +35,7 @@ from recsys.relevance_examples import Examples, SamplingConfig, sampled_examples
 from recsys.relevance_training import HeadReport, fit_head
 from recsys.requests import HistoryBatch, Requests
 from recsys.retrieval import Retriever, seen_items
+from recsys.sequence_training import fit_sequence
 from recsys.transitions import fit_transitions
 
 Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -126,7 +127,9 @@ def complete(
             config.ranker,
             seed=seed,
         )
-    final, head_report = fit_models(train, visible, embeddings, features, config, step, seed=seed)
+    final, head_report = fit_models(
+        train, visible, embeddings, features, config, step, earlier=stacked.early, seed=seed
+    )
     return Fit(final.with_ranker(ranker), features, head_report, ranker_report)
 
 
@@ -148,13 +151,23 @@ def fit_models(
     config: Config,
     step: Step,
     *,
+    earlier: Recommender | None = None,
     seed: int = 0,
 ) -> tuple[Recommender, HeadReport]:
-    """Everything but the ranker."""
+    """Everything but the ranker; the sequence model goes on from that of `earlier`, fitted on less."""
     with step("collaborative filtering"):
         collaborative = fit_collaborative(train, config.collaborative, seed=seed)
         transitions = fit_transitions(train, config.transitions)
         popularity = fit_popularity(visible, config.popularity)
+    with step("sequence model") as progress:
+        sequence, _ = fit_sequence(
+            train,
+            embeddings,
+            config.sequence,
+            start=earlier.retriever.sequence if earlier else None,
+            seed=seed,
+            progress=progress,
+        )
     with step("relevance head") as progress:
         examples = head_examples(train, config, seed=seed)
         history = HistoryBatch.of(train.histories, examples.requests, limit=config.head.history_limit)
@@ -167,7 +180,9 @@ def fit_models(
             head_config,
             on_epoch=lambda epoch, _: progress(epoch, head_config.epochs),
         )
-    retriever = Retriever(collaborative, transitions, embeddings, popularity, train.weights, config.retrieval)
+    retriever = Retriever(
+        collaborative, transitions, sequence, embeddings, popularity, train.weights, config.retrieval
+    )
     known = known_users(train)
     return Recommender(retriever, head, None, features, known, train.catalogue.category), report
 

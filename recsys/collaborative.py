@@ -1,4 +1,4 @@
-"""Collaborative filtering: ALS item factors and item-item similarity as learned arrays.
+"""Collaborative filtering: ALS item factors, item-item similarity and EASE weights as learned arrays.
 
 Item factors are all that is kept of ALS: every user, known or new, is folded in from the history that
 the request may see, so training rows, the night and a live call get their user vector in the same way.
@@ -21,7 +21,7 @@ from recsys.requests import HistoryBatch
 
 @dataclass(frozen=True)
 class CollaborativeConfig:
-    """Hyper-parameters of ALS and of the item-item model.
+    """Hyper-parameters of ALS, of the item-item model and of EASE.
 
     Attributes:
         embedding_dim: length of an ALS factor.
@@ -29,7 +29,10 @@ class CollaborativeConfig:
         regularization: ridge term of each ALS solve.
         confidence: weight of one click-strength event against an unseen item (alpha, Hu et al. 2008).
         half_life_days: age at which an event counts half; None keeps every event whole.
-        neighbours: item-item neighbours kept per item.
+        neighbours: item-item neighbours and EASE weights kept per item.
+        ease_regularization: ridge term of EASE.
+        ease_items_max: most items with events for which EASE is solved, in time cubic in their number;
+            a larger catalogue gets no EASE weights.
     """
 
     embedding_dim: int = 64
@@ -38,14 +41,17 @@ class CollaborativeConfig:
     confidence: float = 8.0
     half_life_days: float | None = None
     neighbours: int = 200
+    ease_regularization: float = 3000.0
+    ease_items_max: int = 5000
 
 
 @dataclass(frozen=True)
 class Collaborative:
-    """Learned arrays: `factors` (items, dim), zero rows for items without events, and neighbours."""
+    """Learned arrays: `factors` (items, dim), zero rows for items without events, and two pair scores."""
 
     factors: Float32
     item_item: SparsePairs
+    ease: SparsePairs
     regularization: float
     confidence: float
 
@@ -71,9 +77,8 @@ class Collaborative:
         """Arrays for the bundle."""
         arrays = {
             "factors": self.factors,
-            "offsets": self.item_item.offsets,
-            "columns": self.item_item.columns,
-            "values": self.item_item.values,
+            **self.item_item.to_arrays("item_item"),
+            **self.ease.to_arrays("ease"),
             "constants": np.array([self.regularization, self.confidence]),
         }
         return {"collaborative.safetensors": save(arrays)}
@@ -82,9 +87,9 @@ class Collaborative:
     def from_files(cls, files: Mapping[str, bytes]) -> Collaborative:
         """Read what `to_files` wrote."""
         arrays = load(files["collaborative.safetensors"])
-        pairs = SparsePairs(arrays["offsets"], arrays["columns"], arrays["values"])
+        item_item, ease = (SparsePairs.from_arrays(arrays, name) for name in ("item_item", "ease"))
         regularization, confidence = (float(x) for x in arrays["constants"])
-        return cls(arrays["factors"], pairs, regularization, confidence)
+        return cls(arrays["factors"], item_item, ease, regularization, confidence)
 
 
 @njit(cache=True)

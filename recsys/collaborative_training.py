@@ -1,17 +1,17 @@
-"""Fits the collaborative models with `implicit`; this is all that the package is used for."""
+"""Fits ALS and item-item with `implicit`, which is used for nothing else, and EASE in closed form."""
 
 from __future__ import annotations
 
 import numpy as np
 from implicit.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import ItemItemRecommender, normalize
-from scipy import sparse
+from scipy import linalg, sparse
 from threadpoolctl import threadpool_limits
 
 from recsys.collaborative import Collaborative, CollaborativeConfig
 from recsys.dataset import Dataset
 from recsys.events import Float32
-from recsys.pairs import SparsePairs
+from recsys.pairs import SparsePairs, keep_strongest
 from recsys.requests import DAY_S
 
 
@@ -20,12 +20,13 @@ def fit_collaborative(data: Dataset, config: CollaborativeConfig, *, seed: int =
     interactions = interaction_matrix(data, config.half_life_days)
     if not interactions.nnz:
         items = len(data.catalogue)
-        empty = SparsePairs.from_csr(sparse.csr_matrix((items, items), dtype=np.float32))
+        empty = SparsePairs.empty(items)
         zeros = np.zeros((items, config.embedding_dim), np.float32)
-        return Collaborative(zeros, empty, config.regularization, config.confidence)
+        return Collaborative(zeros, empty, empty, config.regularization, config.confidence)
     factors = _als_factors(interactions, config, seed)
     neighbours = _item_item(interactions, config)
-    return Collaborative(factors, neighbours, config.regularization, config.confidence)
+    ease = ease_pairs(interactions, config)
+    return Collaborative(factors, neighbours, ease, config.regularization, config.confidence)
 
 
 def interaction_matrix(data: Dataset, half_life_days: float | None = None) -> sparse.csr_matrix:
@@ -66,3 +67,28 @@ def _item_item(interactions: sparse.csr_matrix, config: CollaborativeConfig) -> 
     similarity = model.similarity.tocsr().astype(np.float32)
     similarity.setdiag(0)
     return SparsePairs.from_csr(similarity)
+
+
+def ease_pairs(interactions: sparse.csr_matrix, config: CollaborativeConfig) -> SparsePairs:
+    """Weights of the shallow linear autoencoder (Steck 2019, eq. 8), the largest positive ones a row.
+
+    Interactions count 1 each, whatever their strength. No weights for a catalogue with more items with
+    events than `ease_items_max`.
+    """
+    items = interactions.shape[1]
+    known = np.flatnonzero(np.diff(interactions.tocsc().indptr))
+    if len(known) > config.ease_items_max:
+        return SparsePairs.empty(items)
+    seen = interactions[:, known].astype(np.float64)
+    seen.data[:] = 1.0
+    gram = (seen.T @ seen).toarray()
+    gram[np.diag_indices_from(gram)] += config.ease_regularization
+    factor, _ = linalg.lapack.dpotrf(gram, lower=1, overwrite_a=1)
+    precision, _ = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
+    precision = np.tril(precision) + np.tril(precision, -1).T
+    weights = precision / -np.diag(precision)
+    np.fill_diagonal(weights, 0.0)
+    weights[weights <= 0.0] = 0.0
+    strongest = keep_strongest(sparse.csr_matrix(weights.astype(np.float32)), config.neighbours).tocoo()
+    index = (known[strongest.row], known[strongest.col])
+    return SparsePairs.from_csr(sparse.csr_matrix((strongest.data, index), shape=(items, items)))

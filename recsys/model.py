@@ -26,6 +26,7 @@ from recsys.recommender import FeatureBuilder, Recommender
 from recsys.relevance import RelevanceHead
 from recsys.reranking import Reranker, RerankingConfig
 from recsys.retrieval import RetrievalConfig, Retriever
+from recsys.sequence import SequenceModel
 from recsys.storage import json_bytes, parse_json
 from recsys.text.embeddings import ItemEmbeddings
 from recsys.transitions import transitions_from_files, transitions_to_files
@@ -72,6 +73,7 @@ class Model:
             **self.embeddings.to_files(),
             **retriever.collaborative.to_files(),
             **transitions_to_files(retriever.transitions),
+            **retriever.sequence.to_files(),
             **retriever.popularity.to_files(),
             **recommender.head.to_files(),
             **recommender.ranker.to_files(),
@@ -92,6 +94,7 @@ class Model:
         retriever = Retriever(
             Collaborative.from_files(files),
             transitions_from_files(files),
+            SequenceModel.from_files(files, embeddings.matrix),
             embeddings.matrix,
             Popularity.from_files(files),
             np.array([role.weight for role in roles.values()], np.float32),
@@ -126,6 +129,7 @@ class Model:
             retriever.collaborative,
             factors=_rows(retriever.collaborative.factors, items),
             item_item=_relabelled(retriever.collaborative.item_item, items),
+            ease=_relabelled(retriever.collaborative.ease, items),
         )
         return replace(
             self.recommender,
@@ -133,6 +137,7 @@ class Model:
                 retriever,
                 collaborative=collaborative,
                 transitions=_relabelled(retriever.transitions, items),
+                sequence=retriever.sequence.over(items, embeddings.matrix),
                 embeddings=embeddings.matrix,
                 popularity=popularity,
                 weights=data.weights,

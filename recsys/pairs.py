@@ -6,9 +6,12 @@ transitions give a sparse matrix (score = the stored value, 0 elsewhere).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.events import Bool, Float32, Int32, Int64
@@ -48,6 +51,21 @@ class SparsePairs:
         return cls(
             matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data.astype(np.float32)
         )
+
+    @classmethod
+    def empty(cls, items: int) -> SparsePairs:
+        """Scores of `items` items that know no pair."""
+        return cls(np.zeros(items + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+
+    def to_arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """The three arrays as `NAME_offsets`, `NAME_columns` and `NAME_values`."""
+        parts = ("offsets", "columns", "values")
+        return {f"{name}_{part}": getattr(self, part) for part in parts}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], name: str) -> SparsePairs:
+        """Inverse of `to_arrays`."""
+        return cls(arrays[f"{name}_offsets"], arrays[f"{name}_columns"], arrays[f"{name}_values"])
 
     def to_csr(self) -> sparse.csr_matrix:
         """The same matrix for scipy."""

@@ -100,6 +100,7 @@ class Recommender:
             "text": DensePairs(self.retriever.embeddings),
             "als": self.retriever.collaborative.pairs,
             "item_item": self.retriever.collaborative.item_item,
+            "ease": self.retriever.collaborative.ease,
             "transition": self.retriever.transitions,
         }
 
@@ -130,6 +131,7 @@ class Recommender:
         scores = {
             "head": self.head_scores(requests, reading),
             "als_user": self.als_scores(requests, reading.history),
+            "sequence": self.retriever.sequence.scores(requests, reading.history),
         }
         return self.features.build(requests, reading, pairs or self.pairs, scores, self.retriever.weights)
 

@@ -59,11 +59,9 @@ def fit_transitions(data: Dataset, config: TransitionConfig) -> SparsePairs:
 
 def transitions_to_files(pairs: SparsePairs) -> dict[str, bytes]:
     """Arrays for the bundle."""
-    arrays = {"offsets": pairs.offsets, "columns": pairs.columns, "values": pairs.values}
-    return {"transitions.safetensors": save(arrays)}
+    return {"transitions.safetensors": save(pairs.to_arrays("transitions"))}
 
 
 def transitions_from_files(files: Mapping[str, bytes]) -> SparsePairs:
     """Read what `transitions_to_files` wrote."""
-    arrays = load(files["transitions.safetensors"])
-    return SparsePairs(arrays["offsets"], arrays["columns"], arrays["values"])
+    return SparsePairs.from_arrays(load(files["transitions.safetensors"]), "transitions")

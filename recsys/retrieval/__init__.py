@@ -14,6 +14,7 @@ from recsys.popularity import Popularity
 from recsys.requests import SOURCES, HistoryBatch, Requests
 from recsys.retrieval import sources
 from recsys.retrieval.top import top_items
+from recsys.sequence import SequenceModel
 
 __all__ = ["RetrievalConfig", "Retriever", "Seen", "seen_items", "top_items"]
 
@@ -23,7 +24,7 @@ class RetrievalConfig:
     """How many candidates each source may propose, and how histories are weighted.
 
     Attributes:
-        als, item_item, transition, text, fresh, popular: most candidates of that source.
+        als, item_item, ease, transition, sequence, text, fresh, popular: most candidates of that source.
         exclude_seen: leave out items that the user has already interacted with.
         half_life_days: age at which a history event counts half.
         position_decay: factor per place from the end of the history.
@@ -31,7 +32,9 @@ class RetrievalConfig:
 
     als: int = 60
     item_item: int = 60
+    ease: int = 50
     transition: int = 50
+    sequence: int = 60
     text: int = 50
     fresh: int = 10
     popular: int = 20
@@ -65,6 +68,7 @@ class Retriever:
 
     collaborative: Collaborative
     transitions: SparsePairs
+    sequence: SequenceModel
     embeddings: Float32
     popularity: Popularity
     weights: Float32
@@ -97,7 +101,9 @@ class Retriever:
         blocks: dict[str, Callable[[], Float32]] = {
             "als": lambda: sources.als_scores(self.collaborative, history, self.weights),
             "item_item": lambda: sources.neighbour_scores(self.collaborative.item_item, history, recency),
+            "ease": lambda: sources.neighbour_scores(self.collaborative.ease, history, recency),
             "transition": lambda: sources.neighbour_scores(self.transitions, history, recency),
+            "sequence": lambda: self.sequence.block_scores(history),
             "text": lambda: sources.text_scores(self.embeddings, history, recency),
             "fresh": lambda: sources.fresh_scores(self.popularity, requests.timestamp),
             "popular": lambda: sources.popular_scores(self.popularity, requests.timestamp),

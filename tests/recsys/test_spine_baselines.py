@@ -17,6 +17,7 @@ from recsys.popularity import PopularityConfig, fit_popularity
 from recsys.protocols import Split, split_at
 from recsys.requests import HistoryBatch, Requests
 from recsys.retrieval import RetrievalConfig, Retriever, seen_items
+from recsys.sequence import SequenceConfig, SequenceModel
 
 ITEMS, USERS = 12, 20
 
@@ -51,7 +52,13 @@ def retriever(window: Split) -> Retriever:
     popularity = fit_popularity(window.train, PopularityConfig())
     weights = window.train.weights
     return Retriever(
-        Collaborative(factors, pairs, 0.1, 4.0), pairs, embeddings, popularity, weights, RetrievalConfig()
+        Collaborative(factors, pairs, pairs, 0.1, 4.0),
+        pairs,
+        SequenceModel.empty(embeddings, SequenceConfig()),
+        embeddings,
+        popularity,
+        weights,
+        RetrievalConfig(),
     )
 
 

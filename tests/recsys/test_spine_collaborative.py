@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
 from recsys.collaborative import Collaborative, CollaborativeConfig
-from recsys.collaborative_training import fit_collaborative, interaction_matrix
+from recsys.collaborative_training import ease_pairs, fit_collaborative, interaction_matrix
 from recsys.dataset import Dataset
 from recsys.pairs import SparsePairs, keep_strongest, known_rows
 from recsys.requests import DAY_S, HistoryBatch
@@ -147,7 +147,7 @@ def naive_fold_in(fitted: Collaborative, items: list[int], strengths: list[float
 def test_fold_in_is_the_dense_ridge_solve(events):
     weights = np.array([0.05, 1.0, 5.0], np.float32)
     factors = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
-    fitted = Collaborative(factors, empty_pairs(12), 0.3, 4.0)
+    fitted = Collaborative(factors, empty_pairs(12), empty_pairs(12), 0.3, 4.0)
     items, kinds = [item for item, _ in events], [kind for _, kind in events]
     found = fitted.fold_in(histories([items], [kinds]), weights)
     expected = naive_fold_in(fitted, items, weights[kinds].tolist())
@@ -190,3 +190,21 @@ def test_the_strongest_are_kept_with_ties_to_the_smaller_column(matrix, per_row)
         expected = np.zeros(6)
         expected[order] = row[order]
         np.testing.assert_array_equal(found, expected)
+
+
+def test_ease_is_the_closed_form_of_each_column():
+    """Steck 2019: column c minimises |X_c - X b|^2 + ridge |b|^2 with b_c = 0."""
+    rng = np.random.default_rng(5)
+    touched = (rng.random((40, 8)) < 0.4) & (np.arange(8) < 7)
+    seen = sparse.csr_matrix(touched.astype(np.float32) * 3.0)
+    config = CollaborativeConfig(ease_regularization=2.0, neighbours=100)
+    found = ease_pairs(seen, config).to_csr().toarray()
+    dense = (seen.toarray() > 0).astype(float)
+    for column in range(7):
+        others = np.delete(np.arange(7), column)
+        system = dense[:, others].T @ dense[:, others] + 2.0 * np.eye(6)
+        expected = np.linalg.solve(system, dense[:, others].T @ dense[:, column])
+        np.testing.assert_allclose(found[others, column], np.maximum(expected, 0.0), atol=1e-6)
+    assert not found[:, 7].any()
+    assert not found[7].any()
+    assert len(ease_pairs(seen, CollaborativeConfig(ease_items_max=6)).values) == 0

@@ -26,6 +26,8 @@ from recsys.relevance import HeadConfig, RelevanceHead
 from recsys.requests import DAY_S, SOURCES, Requests, source_names
 from recsys.retrieval import RetrievalConfig, Retriever, seen_items
 from recsys.scorer import Scorer, load_scorer
+from recsys.sequence import SequenceConfig
+from recsys.sequence_training import fit_sequence
 from recsys.text.embeddings import ItemEmbeddings
 from recsys.transitions import TransitionConfig, fit_transitions
 
@@ -74,11 +76,12 @@ class World:
 @pytest.fixture(scope="module")
 def world() -> World:
     data, embeddings, features = make_dataset(ITEMS), make_embeddings(ITEMS), Features()
-    config = RetrievalConfig(als=6, item_item=6, transition=6, text=6, fresh=5, popular=5)
+    config = RetrievalConfig(als=6, item_item=6, ease=6, transition=6, sequence=6, text=6, fresh=5, popular=5)
     collaborative = fit_collaborative(data, CollaborativeConfig(embedding_dim=6, epochs=3))
     retriever = Retriever(
         collaborative,
         fit_transitions(data, TransitionConfig()),
+        fit_sequence(data, embeddings.matrix, SequenceConfig(embedding_dim=8, epochs=2, negatives=8))[0],
         embeddings.matrix,
         fit_popularity(data, PopularityConfig()),
         data.weights,

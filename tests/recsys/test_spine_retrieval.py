@@ -15,14 +15,15 @@ from recsys.collaborative import Collaborative
 from recsys.events import Events, Histories
 from recsys.pairs import SparsePairs
 from recsys.popularity import Popularity
-from recsys.requests import DAY_S, HistoryBatch, Requests, source_names
+from recsys.requests import DAY_S, SOURCES, HistoryBatch, Requests, source_names
 from recsys.retrieval import RetrievalConfig, Retriever, seen_items, top_items
 from recsys.retrieval.sources import als_scores, fresh_scores, neighbour_scores, popular_scores, text_scores
+from recsys.sequence import SequenceConfig, SequenceModel, SequenceWeights
 
 ITEMS, USERS = 30, 5
 WEIGHTS = np.array([1.0, 5.0], np.float32)
-LIMITS = RetrievalConfig(als=4, item_item=3, transition=3, text=4, fresh=2, popular=3)
-NONE = {"als": 0, "item_item": 0, "transition": 0, "text": 0, "fresh": 0, "popular": 0}
+LIMITS = RetrievalConfig(als=4, item_item=3, ease=2, transition=3, sequence=4, text=4, fresh=2, popular=3)
+NONE = dict.fromkeys(SOURCES, 0)
 
 
 def make_pairs(seed: int) -> SparsePairs:
@@ -45,6 +46,13 @@ def make_popularity() -> Popularity:
     )
 
 
+def make_sequence(embeddings: np.ndarray) -> SequenceModel:
+    rng = np.random.default_rng(4)
+    empty = SequenceModel.empty(embeddings, SequenceConfig(embedding_dim=4))
+    weights = {name: rng.normal(size=a.shape).astype(np.float32) for name, a in vars(empty.weights).items()}
+    return replace(empty, weights=SequenceWeights(**weights))
+
+
 def make_retriever(config: RetrievalConfig = LIMITS) -> Retriever:
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(ITEMS, 6)).astype(np.float32)
@@ -52,8 +60,9 @@ def make_retriever(config: RetrievalConfig = LIMITS) -> Retriever:
     embeddings[1] = 0.0  # no text
     factors = rng.normal(size=(ITEMS, 4)).astype(np.float32)
     factors[[1, 28, 29]] = 0.0  # not in the training log
-    collaborative = Collaborative(factors, make_pairs(1), 0.1, 8.0)
-    return Retriever(collaborative, make_pairs(2), embeddings, make_popularity(), WEIGHTS, config)
+    collaborative = Collaborative(factors, make_pairs(1), make_pairs(3), 0.1, 8.0)
+    sequence = make_sequence(embeddings)
+    return Retriever(collaborative, make_pairs(2), sequence, embeddings, make_popularity(), WEIGHTS, config)
 
 
 def make_log() -> Histories:
@@ -96,7 +105,9 @@ def test_candidates_are_the_union_of_the_sources_with_their_names():
     for name, limit in {
         "als": 4,
         "item_item": 3,
+        "ease": 2,
         "transition": 3,
+        "sequence": 4,
         "text": 4,
         "fresh": 2,
         "popular": 3,
@@ -154,7 +165,7 @@ def test_unknown_user_gets_popular_and_fresh_items_only():
 
 def test_a_history_without_factors_or_text_gets_neighbours_popular_and_fresh_items():
     sources = set("+".join(candidates_of(retrieve(ask([3]))).values()).split("+"))
-    assert {"fresh", "popular"} <= sources <= {"item_item", "transition", "fresh", "popular"}
+    assert {"fresh", "popular"} <= sources <= {"item_item", "ease", "transition", "fresh", "popular"}
 
 
 def test_no_requests_and_no_sources_give_no_candidates():

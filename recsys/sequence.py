@@ -1,0 +1,242 @@
+"""What comes next: a recurrent network reads a user's history in order and scores every item.
+
+This module holds the learned arrays and scores with them; it never sees torch. `sequence_training` fits
+them, and a test holds the two forward passes equal.
+
+A gated recurrent unit (Cho et al. 2014; for recommendation Hidasi et al. 2016, "GRU4Rec") reads the item
+vectors of the newest events, oldest first, from a state of zeros:
+
+    r, z = sigmoid(x W_r + h U_r + b_r), sigmoid(x W_z + h U_z + b_z)
+    n    = tanh(x W_n + b_n + r * (h U_n + c_n))
+    h    = (1 - z) * n + z * h
+
+The user's vector is the last state times `output`; an item's score is its dot product with the item's
+vector, plus the item's bias. An item vector is a learned row plus a projection of the item's text, so an
+item that nobody has touched yet is read and scored by its text alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numba import njit, prange
+from safetensors.numpy import load, save
+
+from recsys.events import Bool, Float32, Int32, Int64
+from recsys.pairs import known_rows
+from recsys.requests import HistoryBatch, Requests
+
+_ARRAYS_FILE, _CONFIG_FILE = "sequence.safetensors", "sequence.json"
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """Shape and training of the sequence model.
+
+    Attributes:
+        embedding_dim: length of item vectors and of the recurrent state.
+        history_limit: how many of the newest events are read; longer histories are cut into windows of
+            so many for training.
+        epochs: passes over the training windows; 0 leaves the model out.
+        warm_epochs: passes when a fit goes on from a model of an earlier log.
+        events_max: events seen in training at most; passes are cut down to it, then the oldest windows.
+        batch_size: windows in a step.
+        learning_rate: highest of the cosine schedule.
+        dropout: of item vectors on the way in and of states on the way out.
+        text_only: share of items in a step whose learned row is dropped, so that text learns to stand in.
+        negatives: items drawn a step, with probability proportional to count ** `negatives_power`.
+        threads: torch threads.
+    """
+
+    embedding_dim: int = 128
+    history_limit: int = 50
+    epochs: int = 14
+    warm_epochs: int = 4
+    events_max: int = 14_000_000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    dropout: float = 0.2
+    text_only: float = 0.1
+    negatives: int = 512
+    negatives_power: float = 0.5
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class SequenceWeights:
+    """Learned arrays; d is the width of item vectors and of the state, D that of text embeddings.
+
+    Shapes: `input` and `state` (d, 3d) with the gates r, z, n side by side, `input_bias` and
+    `state_bias` (3d,), `output` (d, d), `output_bias` (d,), `text` (D, d).
+    """
+
+    input: Float32
+    state: Float32
+    input_bias: Float32
+    state_bias: Float32
+    output: Float32
+    output_bias: Float32
+    text: Float32
+
+
+@dataclass(frozen=True)
+class SequenceModel:
+    """Item vectors and the network that reads them.
+
+    Attributes:
+        learned: (items, d) learned rows; zeros for an item without training events.
+        bias: (items,) score of each item whoever asks.
+        weights: the network.
+        embeddings: (items, D) text embeddings.
+        config: how it was fitted and how much it reads.
+    """
+
+    learned: Float32
+    bias: Float32
+    weights: SequenceWeights
+    embeddings: Float32
+    config: SequenceConfig
+
+    def __len__(self) -> int:
+        return len(self.learned)
+
+    @classmethod
+    def empty(cls, embeddings: Float32, config: SequenceConfig) -> SequenceModel:
+        """The model that knows nothing: every score is unknown."""
+        d, items = config.embedding_dim, len(embeddings)
+        zeros = {
+            "input": (d, 3 * d),
+            "state": (d, 3 * d),
+            "input_bias": (3 * d,),
+            "state_bias": (3 * d,),
+            "output": (d, d),
+            "output_bias": (d,),
+            "text": (embeddings.shape[1], d),
+        }
+        weights = SequenceWeights(**{name: np.zeros(shape, np.float32) for name, shape in zeros.items()})
+        nothing = np.zeros((items, d), np.float32)
+        return cls(nothing, np.zeros(items, np.float32), weights, embeddings, config)
+
+    @cached_property
+    def items(self) -> Float32:
+        """(items, d) item vectors; zeros where nothing is known of an item."""
+        return self.learned + self.embeddings @ self.weights.text
+
+    @cached_property
+    def known(self) -> Bool:
+        """(items,) whether the item has a vector."""
+        return known_rows(self.items)
+
+    @cached_property
+    def _inputs(self) -> Float32:
+        """(items, 3d) what reading an item adds to the gates."""
+        return self.items @ self.weights.input + self.weights.input_bias
+
+    def user_vectors(self, history: HistoryBatch) -> Float32:
+        """(requests, d) what each history leads to; zeros where it holds no known item.
+
+        A request's vector does not depend on the requests beside it, to the bit.
+        """
+        weights = self.weights
+        return _read(
+            self._inputs,
+            self.known,
+            (weights.state, weights.state_bias, weights.output, weights.output_bias),
+            history.offsets,
+            np.ascontiguousarray(history.item_index, np.int32),
+            self.config.history_limit,
+        )
+
+    def block_scores(self, history: HistoryBatch) -> Float32:
+        """(requests, items) score of every item, -inf where the item or the user is unknown."""
+        users = self.user_vectors(history)
+        scores: Float32 = users @ self.items.T + self.bias
+        scores[:, ~self.known] = -np.inf
+        scores[~known_rows(users)] = -np.inf
+        return scores
+
+    def scores(self, requests: Requests, history: HistoryBatch) -> Float32:
+        """(rows,) score of every candidate, NaN where the item or the user is unknown."""
+        users = self.user_vectors(history)
+        owner, item = requests.request_of_row(), np.maximum(requests.item_index, 0)
+        scores = np.einsum("ij,ij->i", users[owner], self.items[item], optimize=False) + self.bias[item]
+        known = known_rows(users)[owner] & self.known[item] & (requests.item_index >= 0)
+        return np.where(known, scores, np.nan).astype(np.float32)
+
+    def over(self, rows: Int32, embeddings: Float32) -> SequenceModel:
+        """The model over another catalogue: new item i is old item rows[i], -1 for one it has not seen.
+
+        `embeddings` are those of the new catalogue. An unseen item has the bias of an average one.
+        """
+        seen = rows >= 0
+        learned = np.zeros((len(rows), self.learned.shape[1]), np.float32)
+        learned[seen] = self.learned[rows[seen]]
+        bias = np.full(len(rows), self.bias.mean() if len(self) else 0.0, np.float32)
+        bias[seen] = self.bias[rows[seen]]
+        return replace(self, learned=learned, bias=bias, embeddings=embeddings)
+
+    def to_files(self) -> dict[str, bytes]:
+        """Arrays and settings for the bundle; the text embeddings have a file of their own."""
+        arrays = {"learned": self.learned, "bias": self.bias, **vars(self.weights)}
+        return {
+            _ARRAYS_FILE: save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
+            _CONFIG_FILE: json.dumps(asdict(self.config), indent=1).encode(),
+        }
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], embeddings: Float32) -> SequenceModel:
+        """Read what `to_files` wrote; `embeddings` are those of the same items."""
+        arrays = load(files[_ARRAYS_FILE])
+        learned, bias = arrays.pop("learned"), arrays.pop("bias")
+        config = SequenceConfig(**json.loads(files[_CONFIG_FILE]))
+        return cls(learned, bias, SequenceWeights(**arrays), embeddings, config)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _read(
+    inputs: Float32,
+    known: Bool,
+    weights: tuple[Float32, Float32, Float32, Float32],
+    offsets: Int64,
+    item_index: Int32,
+    limit: int,
+) -> Float32:
+    """One recurrence a request, in an order of additions that no other request changes."""
+    state_weights, state_bias, output, output_bias = weights
+    dim = output.shape[0]
+    out = np.zeros((len(offsets) - 1, dim), np.float32)
+    for q in prange(len(offsets) - 1):
+        h = np.zeros(dim, np.float32)
+        gates = np.empty(3 * dim, np.float32)
+        found = False
+        for row in range(max(offsets[q], offsets[q + 1] - limit), offsets[q + 1]):
+            item = item_index[row]
+            if item < 0 or not known[item]:
+                continue
+            found = True
+            gates[:] = state_bias
+            for i in range(dim):
+                gates += h[i] * state_weights[i]
+            _step(inputs[item], gates, h)
+        if found:
+            out[q] = output_bias
+            for i in range(dim):
+                out[q] += h[i] * output[i]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _step(x: Float32, gates: Float32, h: Float32) -> None:
+    """H becomes the next state; `x` is what the input adds to the gates, `gates` what the state does."""
+    dim = len(h)
+    one = np.float32(1.0)
+    for i in range(dim):
+        reset = one / (one + np.float32(math.exp(-(x[i] + gates[i]))))
+        update = one / (one + np.float32(math.exp(-(x[dim + i] + gates[dim + i]))))
+        new = np.float32(math.tanh(x[2 * dim + i] + reset * gates[2 * dim + i]))
+        h[i] = (one - update) * new + update * h[i]

@@ -1,0 +1,290 @@
+"""Fits the sequence model in torch: the next item of every history, by a sampled softmax.
+
+The loss of an event is the cross-entropy of its item among negatives that the whole step shares, each
+logit lowered by the logarithm of how often its item is drawn (Bengio & Senécal 2008; Yi et al. 2019).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recsys.dataset import Dataset
+from recsys.events import Float32, Float64, Histories, Int64
+from recsys.sequence import SequenceConfig, SequenceModel, SequenceWeights
+
+WARM_UP_STEPS = 100
+GRADIENT_NORM = 5.0
+NO_ITEM = -1
+
+_FIELDS = {
+    "recurrence.weight_ih_l0": "input",
+    "recurrence.weight_hh_l0": "state",
+    "recurrence.bias_ih_l0": "input_bias",
+    "recurrence.bias_hh_l0": "state_bias",
+    "output.weight": "output",
+    "output.bias": "output_bias",
+}
+"""Torch's names of the arrays of `SequenceWeights`, whose matrices lie the other way round."""
+
+
+@dataclass(frozen=True)
+class SequenceReport:
+    """How a fit went: windows and events seen in a pass, mean loss of each pass (nats), wall seconds."""
+
+    windows: int
+    events: int
+    loss: tuple[float, ...]
+    seconds: float
+
+
+def fit_sequence(
+    data: Dataset,
+    embeddings: Float32,
+    config: SequenceConfig,
+    *,
+    start: SequenceModel | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[SequenceModel, SequenceReport]:
+    """Fit on the histories of `data`; a log without two events of one user gives the empty model.
+
+    Args:
+        data: what may be learned from.
+        embeddings: (items, D) text embeddings, rows unit or zero.
+        config: shape and training.
+        start: a model of the same items, fitted on an earlier log, to go on from.
+        seed: of initial weights, order, dropout and negatives.
+        progress: called with (passes done, passes in all).
+    """
+    began = time.perf_counter()
+    windows = training_windows(data.histories, config)
+    epochs = _epochs(windows, config, warm=start is not None)
+    if not epochs:
+        return SequenceModel.empty(embeddings, config), SequenceReport(0, 0, (), 0.0)
+    with _torch(config.threads, seed):
+        counts = np.bincount(data.histories.item_index, minlength=len(embeddings)).astype(np.float64)
+        network = SequenceNetwork(start or _initial(counts, embeddings, config, seed))
+        training = _Training(network, windows, counts, config, epochs, seed)
+        losses = []
+        for epoch in range(epochs):
+            losses.append(training.epoch())
+            if progress:
+                progress(epoch + 1, epochs)
+        model = network.to_model(counts > 0, config)
+    report = SequenceReport(
+        len(windows.start),
+        int((windows.stop - windows.start).sum()),
+        tuple(losses),
+        time.perf_counter() - began,
+    )
+    return model, report
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of histories: window w is item_index[start[w]:stop[w]], two events or more each."""
+
+    item_index: Int64
+    start: Int64
+    stop: Int64
+
+    def batch(self, rows: Int64) -> tuple[Int64, Int64]:
+        """Padded (windows, width) items read and items to come next, NO_ITEM past the end of a window."""
+        lengths = self.stop[rows] - self.start[rows] - 1
+        place = np.arange(lengths.max())
+        inside = place < lengths[:, None]
+        index = np.where(inside, self.start[rows][:, None] + place, 0)
+        read = np.where(inside, self.item_index[index], NO_ITEM)
+        following = np.where(inside, self.item_index[np.where(inside, index + 1, 0)], NO_ITEM)
+        return read, following
+
+
+def training_windows(histories: Histories, config: SequenceConfig) -> Windows:
+    """Every history cut from its end into windows of `history_limit` predictions; neighbours share an event.
+
+    Windows are in order of their newest event; with more than `events_max` events the newest remain.
+    """
+    starts, stops = [], []
+    first, stop = histories.offsets[:-1], histories.offsets[1:]
+    while True:
+        some = stop - first >= 2
+        if not some.any():
+            break
+        first, stop = first[some], stop[some]
+        begin = np.maximum(first, stop - config.history_limit - 1)
+        starts.append(begin)
+        stops.append(stop)
+        stop = begin + 1
+    if not starts:
+        nothing = np.zeros(0, np.int64)
+        return Windows(histories.item_index.astype(np.int64), nothing, nothing)
+    start, stop = np.concatenate(starts), np.concatenate(stops)
+    newest = np.argsort(histories.timestamp[stop - 1], kind="stable")
+    start, stop = start[newest], stop[newest]
+    kept = np.cumsum((stop - start)[::-1])[::-1] <= config.events_max
+    return Windows(histories.item_index.astype(np.int64), start[kept], stop[kept])
+
+
+def _epochs(windows: Windows, config: SequenceConfig, *, warm: bool) -> int:
+    """Passes that the settings and `events_max` allow; one at least where there is anything to learn."""
+    events = int((windows.stop - windows.start).sum())
+    if not events or not config.epochs:
+        return 0
+    wanted = min(config.warm_epochs, config.epochs) if warm else config.epochs
+    return max(1, min(wanted, config.events_max // events))
+
+
+class SequenceNetwork(nn.Module):
+    """The forward pass of `sequence` in torch, with dropout."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        """Start from the arrays of `model`."""
+        super().__init__()
+        dim, weights = model.config.embedding_dim, model.weights
+        self.learned = nn.Parameter(torch.from_numpy(model.learned.copy()))
+        self.bias = nn.Parameter(torch.from_numpy(model.bias.copy()))
+        self.text = nn.Parameter(torch.from_numpy(weights.text.copy()))
+        self.embeddings = torch.from_numpy(np.ascontiguousarray(model.embeddings))
+        self.recurrence = nn.GRU(dim, dim, batch_first=True)
+        self.output = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(model.config.dropout)
+        self.text_only = model.config.text_only
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name in _FIELDS:
+                    array = getattr(weights, _FIELDS[name])
+                    parameter.copy_(torch.from_numpy(np.ascontiguousarray(array.T)))
+
+    def items(self, rows: Tensor) -> Tensor:
+        """(n, d) vectors of these items; in training some stand on their text alone."""
+        learned = self.learned[rows]
+        if self.training and self.text_only:
+            learned = learned * (torch.rand(len(rows), 1) >= self.text_only)
+        return learned + self.embeddings[rows] @ self.text
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(windows, width, d) predicted item vector after each event; `vectors` are those read."""
+        states, _ = self.recurrence(self.dropout(vectors))
+        predicted: Tensor = self.output(self.dropout(states))
+        return predicted
+
+    def to_model(self, seen: np.ndarray, config: SequenceConfig) -> SequenceModel:
+        """The arrays for scoring; items not `seen` keep no row of their own, and an average bias."""
+        arrays = {name: parameter.detach().numpy().copy() for name, parameter in self.named_parameters()}
+        fields = {field: np.ascontiguousarray(arrays[name].T) for name, field in _FIELDS.items()}
+        weights = SequenceWeights(text=arrays["text"], **fields)
+        learned = np.where(seen[:, None], arrays["learned"], np.float32(0.0))
+        bias = np.where(seen, arrays["bias"], arrays["bias"][seen].mean()).astype(np.float32)
+        return SequenceModel(learned, bias, weights, self.embeddings.numpy(), config)
+
+
+class _Training:
+    """One fit: the order of windows, the negatives, the optimizer and its schedule."""
+
+    def __init__(
+        self,
+        network: SequenceNetwork,
+        windows: Windows,
+        counts: Float64,
+        config: SequenceConfig,
+        epochs: int,
+        seed: int,
+    ) -> None:
+        self.network, self.windows, self.config = network, windows, config
+        self.rng = np.random.default_rng(seed)
+        drawn = np.where(counts > 0, counts, 0.0) ** config.negatives_power * (counts > 0)
+        self.cumulative = np.cumsum(drawn / drawn.sum())
+        expected = np.maximum(drawn / drawn.sum() * config.negatives, 1e-12)
+        self.log_expected = torch.from_numpy(np.log(expected).astype(np.float32))
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.98))
+        steps = epochs * math.ceil(len(windows.start) / config.batch_size)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, steps))
+
+    def epoch(self) -> float:
+        """One pass over all windows; the mean loss of an event."""
+        self.network.train()
+        total, events = 0.0, 0
+        for rows in self._batches():
+            loss, count = self._step(rows)
+            total += loss * count
+            events += count
+        return total / max(events, 1)
+
+    def _batches(self) -> Iterator[Int64]:
+        """Windows of like length together, so that little is padded; batches in random order."""
+        lengths = (self.windows.stop - self.windows.start) + 2.0 * self.rng.random(len(self.windows.start))
+        order = np.argsort(lengths, kind="stable")
+        batches = [
+            order[i : i + self.config.batch_size] for i in range(0, len(order), self.config.batch_size)
+        ]
+        for place in self.rng.permutation(len(batches)):
+            yield batches[place]
+
+    def _step(self, rows: Int64) -> tuple[float, int]:
+        read, following = self.windows.batch(rows)
+        inside = following != NO_ITEM
+        negatives = np.searchsorted(self.cumulative, self.rng.random(self.config.negatives))
+        negatives = np.minimum(negatives, len(self.cumulative) - 1)
+        needed, place = np.unique(
+            np.concatenate([read[inside], following[inside], negatives]), return_inverse=True
+        )
+        count = int(inside.sum())
+        at_read, at_next, at_negative = (torch.from_numpy(p) for p in np.split(place, [count, 2 * count]))
+        items = torch.from_numpy(needed)
+        vectors = self.network.items(items)
+        padded = torch.zeros(*inside.shape, vectors.shape[1])
+        mask = torch.from_numpy(inside)
+        padded = padded.masked_scatter(mask[..., None], vectors[at_read])
+        predicted = self.network(padded)[mask]
+        offset = self.network.bias[items] - self.log_expected[items]
+        positive = (predicted * vectors[at_next]).sum(1) + offset[at_next]
+        negative = predicted @ vectors[at_negative].T + offset[at_negative]
+        negative = negative.masked_fill(at_next[:, None] == at_negative, -torch.inf)
+        loss = (torch.logsumexp(torch.cat([positive[:, None], negative], 1), 1) - positive).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        return float(loss.detach()), count
+
+
+def _rate(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine down to a fiftieth."""
+    warm_up = min(1.0, (step + 1) / min(WARM_UP_STEPS, steps))
+    return warm_up * max(0.02, 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0))))
+
+
+def _initial(counts: Float64, embeddings: Float32, config: SequenceConfig, seed: int) -> SequenceModel:
+    """Random weights; learned rows small, so that at first an item is its text."""
+    dim = config.embedding_dim
+    rng = np.random.default_rng(seed)
+    empty = SequenceModel.empty(embeddings, config)
+    weights = {
+        name: rng.uniform(-(dim**-0.5), dim**-0.5, array.shape).astype(np.float32)
+        for name, array in vars(empty.weights).items()
+    }
+    weights["text"] *= math.sqrt(3.0 * dim / max(embeddings.shape[1], 1))  # variance 1 / D
+    learned = rng.normal(0.0, 0.02 * math.sqrt(dim), (len(counts), dim)).astype(np.float32)
+    return replace(empty, learned=learned, weights=SequenceWeights(**weights))
+
+
+@contextmanager
+def _torch(threads: int, seed: int) -> Iterator[None]:
+    """Seeded torch with so many threads, as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
