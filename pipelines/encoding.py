@@ -12,8 +12,9 @@ from pipelines.terminal import plain
 from recsys.dataset import Dataset
 from recsys.requests import HistoryBatch
 from recsys.storage import json_bytes, parse_json, write_atomic
+from recsys.text.adaptation import EncodedTexts
 from recsys.text.embeddings import ItemEmbeddings
-from recsys.text.finetuning import Behaviour, EncodedTexts, finetune
+from recsys.text.finetuning import Behaviour, finetune
 from recsys.text.item_text import catalogue_texts
 from recsys.text.openvino_runtime import OpenVinoEncoder
 from recsys.text.quantization import build_encoder

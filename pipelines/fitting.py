@@ -24,7 +24,7 @@ from recsys.protocols import (
     positives_of,
     slates_from,
     split,
-    split_at,
+    split_rolling,
     time_cut,
     with_both_classes,
     with_labels,
@@ -136,7 +136,9 @@ def complete(
 def stacking_split(train: Dataset, protocol: Protocol, config: Config) -> Split:
     """The window on which the ranker learns: the future part of `train`, asked as `protocol` asks."""
     if protocol == "time":
-        return split_at(train, time_cut(train, config.stacking.share))
+        cut = time_cut(train, config.stacking.share)
+        moments = cut + (train.end - cut) * np.arange(config.stacking.moments) / config.stacking.moments
+        return split_rolling(train, moments.tolist())
     if protocol == "slate" and train.slates is not None:
         cut = float(np.quantile(train.slates.timestamp, 1.0 - config.stacking.slate_share))
         return slates_from(train, cut)

@@ -6,6 +6,7 @@ day (UTC) of impressions. A split of a split's `train` part is the stacking wind
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -67,12 +68,26 @@ def time_cut(data: Dataset, share: float) -> float:
 
 
 def split_at(data: Dataset, as_of: float, until: float = np.inf) -> Split:
-    """Ask every user who does something new in [as_of, until), at `as_of`, for all of it."""
+    """Ask every user who does something new in [as_of, until), at `as_of`, for all of it.
+
+    Raises:
+        RecsysError: `nothing_to_test` where nobody does, or nothing lies before the cut.
+    """
     train = data.before(as_of)
     if not len(train.events):
         raise RecsysError(
             "nothing_to_test", "no event lies before the cut: one moment cannot be split", data.name
         )
+    requests, positives = _asked_for_new(data, train, as_of, until)
+    if not len(requests):
+        raise RecsysError("nothing_to_test", "no user does anything new after the cut", data.name)
+    return Split(train, train, requests, positives)
+
+
+def _asked_for_new(
+    data: Dataset, train: Dataset, as_of: float, until: float
+) -> tuple[Requests, tuple[Int64, Int32]]:
+    """Users with target events in [as_of, until) on items that they have not touched in `train`, and those."""
     events = data.events
     rows = np.flatnonzero(
         (events.timestamp >= as_of) & (events.timestamp < until) & data.is_target[events.type_index]
@@ -81,11 +96,27 @@ def split_at(data: Dataset, as_of: float, until: float = np.inf) -> Split:
     keys = np.unique(events.user_index[rows].astype(np.int64) * items + events.item_index[rows])
     old = train.events.take(train.is_target[train.events.type_index])
     keys = np.setdiff1d(keys, old.user_index.astype(np.int64) * items + old.item_index)
-    if not len(keys):
-        raise RecsysError("nothing_to_test", "no user does anything new after the cut", data.name)
     users, counts = np.unique(keys // items, return_counts=True)
-    requests = _asked_at(users, as_of, len(train.events))
-    return Split(train, train, requests, (lengths_to_offsets(counts), (keys % items).astype(np.int32)))
+    positives = (lengths_to_offsets(counts), (keys % items).astype(np.int32))
+    return _asked_at(users, as_of, len(train.events)), positives
+
+
+def split_rolling(data: Dataset, moments: Sequence[float]) -> Split:
+    """Ask as `split_at` does at each of these moments, ascending, for all that follows to the end of `data`.
+
+    Models may be fitted on what lies before the first moment; a user who does something new after
+    several moments is asked at each, with the history of then.
+
+    Raises:
+        RecsysError: `nothing_to_test` where nobody does after the first, or nothing lies before it.
+    """
+    first = split_at(data, moments[0])
+    later = [_asked_for_new(data, data.before(moment), moment, np.inf) for moment in moments[1:]]
+    windows = [(first.requests, first.positives), *later]
+    lengths = np.concatenate([np.diff(offsets) for _, (offsets, _) in windows])
+    items = np.concatenate([items for _, (_, items) in windows])
+    requests = Requests.concatenate([asked for asked, _ in windows])
+    return Split(first.train, data, requests, (lengths_to_offsets(lengths), items))
 
 
 def slates_from(data: Dataset, as_of: float) -> Split:

@@ -104,14 +104,15 @@ class Ranker:
 def split_requests(requests: Requests, share: float) -> tuple[Int64, Int64]:
     """Numbers of the fitting and the validation requests.
 
-    The newest `share` validates. Where all requests carry one timestamp, every n-th user does instead.
+    The newest `share` validates. Where many requests share a moment, every n-th user does instead.
     """
     count = len(requests)
     order = np.argsort(requests.timestamp, kind="stable")
     held = max(1, round(count * share)) if count > 1 else 0
-    if count and requests.timestamp.min() == requests.timestamp.max():
+    if len(np.unique(requests.timestamp)) < count * share:
         every = max(2, round(1 / share))
-        chosen = np.arange(count) % every == 0
+        _, user = np.unique(requests.user_index, return_inverse=True)
+        chosen = user % every == 0
         return np.flatnonzero(~chosen), np.flatnonzero(chosen)
     return np.sort(order[: count - held]), np.sort(order[count - held :])
 

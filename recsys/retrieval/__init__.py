@@ -24,7 +24,8 @@ class RetrievalConfig:
     """How many candidates each source may propose, and how histories are weighted.
 
     Attributes:
-        als, item_item, ease, transition, sequence, text, fresh, popular: most candidates of that source.
+        als, item_item, ease, transition, sequence, text, cold, fresh, popular: most candidates of that
+            source.
         exclude_seen: leave out items that the user has already interacted with.
         half_life_days: age at which a history event counts half.
         position_decay: factor per place from the end of the history.
@@ -36,6 +37,7 @@ class RetrievalConfig:
     transition: int = 50
     sequence: int = 60
     text: int = 50
+    cold: int = 15
     fresh: int = 10
     popular: int = 20
     exclude_seen: bool = True
@@ -105,6 +107,9 @@ class Retriever:
             "transition": lambda: sources.neighbour_scores(self.transitions, history, recency),
             "sequence": lambda: self.sequence.block_scores(history),
             "text": lambda: sources.text_scores(self.embeddings, history, recency),
+            "cold": lambda: sources.cold_scores(
+                sources.text_scores(self.embeddings, history, recency), self.popularity, requests.timestamp
+            ),
             "fresh": lambda: sources.fresh_scores(self.popularity, requests.timestamp),
             "popular": lambda: sources.popular_scores(self.popularity, requests.timestamp),
         }

@@ -9,7 +9,8 @@ from recsys.events import lengths_to_offsets
 from recsys.relevance import HeadConfig
 from recsys.relevance_examples import Examples
 from recsys.requests import HistoryBatch, Requests
-from recsys.text.finetuning import Behaviour, EncodedTexts, finetune, merged, trainable
+from recsys.text.adaptation import EncodedTexts, merged, trainable
+from recsys.text.finetuning import Behaviour, finetune
 from recsys.text.settings import FinetuneConfig
 from recsys.text.torch_runtime import TorchEncoder
 

@@ -76,7 +76,9 @@ class World:
 @pytest.fixture(scope="module")
 def world() -> World:
     data, embeddings, features = make_dataset(ITEMS), make_embeddings(ITEMS), Features()
-    config = RetrievalConfig(als=6, item_item=6, ease=6, transition=6, sequence=6, text=6, fresh=5, popular=5)
+    config = RetrievalConfig(
+        als=6, item_item=6, ease=6, transition=6, sequence=6, text=6, cold=5, fresh=5, popular=5
+    )
     collaborative = fit_collaborative(data, CollaborativeConfig(embedding_dim=6, epochs=3))
     retriever = Retriever(
         collaborative,

@@ -16,6 +16,7 @@ from recsys.protocols import (
     slates_from,
     split,
     split_at,
+    split_rolling,
     time_cut,
     with_both_classes,
     with_labels,
@@ -204,3 +205,17 @@ def test_an_unknown_protocol_is_a_usage_error_that_names_the_known():
     with pytest.raises(RecsysError, match="use one of time, last, slate, not later") as caught:
         parse_protocol("later")
     assert caught.value.exit_code == 64
+
+
+def test_rolling_asks_at_each_moment_for_all_that_follows():
+    data = make_dataset(LOG)
+    window = split_rolling(data, [4.0, 8.0, 10.5])
+    assert window.train.events.timestamp.max() < 4.0
+    assert window.visible is data
+    assert window.requests.timestamp.tolist() == [4.0] * 4 + [8.0] * 3
+    one, two = split_at(data, 4.0), split_at(data, 8.0)
+    np.testing.assert_array_equal(window.positives[1], np.concatenate([one.positives[1], two.positives[1]]))
+    np.testing.assert_array_equal(window.requests.known[4:], two.requests.known)
+    assert (data.events.timestamp[window.requests.known - 1] < window.requests.timestamp).all()
+    with pytest.raises(RecsysError, match="nothing_to_test"):
+        split_rolling(data, [10.5, 11.0])

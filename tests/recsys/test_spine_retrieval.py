@@ -22,7 +22,9 @@ from recsys.sequence import SequenceConfig, SequenceModel, SequenceWeights
 
 ITEMS, USERS = 30, 5
 WEIGHTS = np.array([1.0, 5.0], np.float32)
-LIMITS = RetrievalConfig(als=4, item_item=3, ease=2, transition=3, sequence=4, text=4, fresh=2, popular=3)
+LIMITS = RetrievalConfig(
+    als=4, item_item=3, ease=2, transition=3, sequence=4, text=4, cold=2, fresh=2, popular=3
+)
 NONE = dict.fromkeys(SOURCES, 0)
 
 
@@ -109,6 +111,7 @@ def test_candidates_are_the_union_of_the_sources_with_their_names():
         "transition": 3,
         "sequence": 4,
         "text": 4,
+        "cold": 2,
         "fresh": 2,
         "popular": 3,
     }.items():

@@ -1,0 +1,339 @@
+"""Gradient descent on the encoder for any objective, judged on examples held out.
+
+A step encodes a bounded number of texts anew; the others come from a bank of vectors that is written
+back as it goes. An anchor keeps every embedding near the distilled one, so items that nobody touched
+stay where their text puts them. What does not help on later examples is not kept. What is learned from
+them is up to the objective (`finetuning`: clicks; `contrastive`: the next item).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from recsys.events import Float32, Float64, Int64
+from recsys.relevance_training import clearly_lower
+from recsys.text.runtime import plan_batches
+from recsys.text.settings import FinetuneConfig
+from recsys.text.tokenization import Tokenizer, pad_batch
+from recsys.text.transformer import TextTransformer
+
+WARMUP_SHARE = 0.1
+MAX_GRADIENT_NORM = 1.0
+
+Progress = Callable[[int, int], None]
+"""Called with (step, max_steps) after every step."""
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """The catalogue's texts and the student's (items, D) embeddings of them, zeros where there is no word."""
+
+    texts: Sequence[str]
+    embeddings: Float32
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """What fine-tuning did. Losses are held-out nats, blind to scale, NaN where nothing was judged.
+
+    Attributes:
+        mode: as configured.
+        steps: optimiser steps taken.
+        improved: whether the new encoder was kept; else the student came back unchanged.
+        reason: why, in words.
+        parameters: encoder weights trained.
+        holdout_rows: rows that judged; a loss is a mean over them.
+        loss_before: of the distilled encoder.
+        loss: of the best encoder, `loss_before` where none was better.
+        auc_before: mean AUC within a held-out example, likewise.
+        auc: likewise.
+        drift: mean of 1 - cosine between old and new embeddings of the judged texts, as returned.
+        seconds: wall time.
+    """
+
+    mode: str
+    steps: int
+    improved: bool
+    reason: str
+    parameters: int
+    holdout_rows: int
+    loss_before: float
+    loss: float
+    auc_before: float
+    auc: float
+    drift: float
+    seconds: float
+
+
+class Objective(Protocol):
+    """What is learned, and by what it is judged.
+
+    Attributes:
+        batch_size: examples a step.
+        items: (n,) the different items that the held-out examples need.
+        rows: of the held-out examples.
+    """
+
+    batch_size: int
+    items: Int64
+    rows: int
+
+    def __len__(self) -> int:
+        """Training examples."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained along with the encoder, for the optimiser."""
+        ...
+
+    def loss(self, examples: Int64, rng: np.random.Generator) -> Tensor:
+        """Of these examples, anchor included."""
+        ...
+
+    def judge(self, embeddings: Float32, step: int) -> tuple[Float64, float]:
+        """Held-out losses, one a request, and AUC, given the embeddings of `items` after so many steps."""
+        ...
+
+
+class TextInTraining:
+    """The encoder in training over the catalogue's tokens, and the bank of everyone's vectors."""
+
+    def __init__(
+        self,
+        student: TextTransformer,
+        tokenizer: Tokenizer,
+        catalogue: EncodedTexts,
+        config: FinetuneConfig,
+    ) -> None:
+        self.model = copy.deepcopy(student)
+        self.catalogue = catalogue
+        self.tokenizer = tokenizer
+        self.config = config
+        self.original = torch.from_numpy(_with_unknown(catalogue.embeddings))
+        self.bank = self.original.clone()
+        self._tokens: dict[int, list[int]] = {}
+
+    def tokens(self, item: int) -> list[int]:
+        """Token ids of an item; empty for -1 and for a text without a word."""
+        if item < 0:
+            return []
+        if item not in self._tokens:
+            self._tokens[item] = self.tokenizer.encode([self.catalogue.texts[item]])[0]
+        return self._tokens[item]
+
+    def refreshed(self, items: Int64, urgency: Int64, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """(n, D) vectors of these different items, `max_texts` of them encoded anew, and the anchor term.
+
+        The most urgent come first, in random order among equals; the others come from the bank.
+        """
+        self.model.train()
+        vectors = self.bank[torch.from_numpy(items)]
+        fresh = self._fresh(items, urgency, rng)
+        if not len(fresh):
+            return vectors, torch.zeros(())
+        chosen = torch.from_numpy(items[fresh])
+        encoded = self._encode(items[fresh])
+        anchor = (1.0 - (encoded * self.original[chosen]).sum(1)).mean()
+        self.bank[chosen] = encoded.detach()
+        return vectors.index_copy(0, torch.from_numpy(fresh), encoded), self.config.anchor * anchor
+
+    def _fresh(self, items: Int64, urgency: Int64, rng: np.random.Generator) -> Int64:
+        order = np.lexsort((rng.random(len(items)), -urgency))
+        worded = [place for place in order.tolist() if self.tokens(int(items[place]))]
+        return np.array(worded[: self.config.max_texts], np.int64)
+
+    def _encode(self, items: Int64) -> Tensor:
+        """(n, D) with gradients; every item has a token."""
+        most = self.config.max_tokens
+        ids = [self.tokens(item) for item in items.tolist()]
+        cut = [tokens if len(tokens) <= most else [*tokens[: most - 1], tokens[-1]] for tokens in ids]
+        input_ids, attention_mask = map(torch.from_numpy, pad_batch(cut, max(map(len, cut))))
+        with torch.autocast("cpu", torch.bfloat16):
+            embedding: Tensor = self.model(input_ids, attention_mask)
+        return embedding
+
+    def embed(self, items: Int64) -> Float32:
+        """(n, D) of whole texts, without gradients; zeros for a text without a word."""
+        out = np.zeros((len(items), self.original.shape[1]), np.float32)
+        self.model.eval()
+        tokens = [self.tokens(item) for item in items.tolist()]
+        with torch.inference_mode():
+            for rows, input_ids, attention_mask in plan_batches(tokens):
+                out[rows] = self.model(torch.from_numpy(input_ids), torch.from_numpy(attention_mask)).numpy()
+        return out
+
+
+class _Verdicts:
+    """The held-out losses and AUC of every encoder so far, the student's first."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.losses: list[Float64] = []
+        self.aucs: list[float] = []
+        self.best = 0
+
+    def add(self, losses: Float64, auc: float) -> bool:
+        """Whether this is the best so far."""
+        self.losses.append(losses)
+        self.aucs.append(auc)
+        better = bool(losses.sum() < self.losses[self.best].sum())
+        if better:
+            self.best = len(self.losses) - 1
+        return better
+
+    def waited(self) -> int:
+        """Verdicts since the best one."""
+        return len(self.losses) - 1 - self.best
+
+    def loss(self, verdict: int) -> float:
+        """Nats a row."""
+        return float(self.losses[verdict].sum() / self.rows)
+
+
+class _Descent:
+    """One run of gradient descent; afterwards `result` gives its best encoder."""
+
+    def __init__(self, text: TextInTraining, objective: Objective, config: FinetuneConfig) -> None:
+        self.text, self.objective, self.config = text, objective, config
+        self.trained = trainable(text.model, config)
+        self.optimizer, self.schedule = self._optimizer()
+        self.verdicts = _Verdicts(objective.rows)
+        self.step = 0
+        self.before = text.embed(objective.items)
+        self.verdicts.add(*objective.judge(self.before, 0))
+        self.best_state = self._state()
+
+    def _optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        config = self.config
+        rate = config.lora_learning_rate if config.mode == "lora" else config.learning_rate
+        groups = [{"params": self.trained, "lr": rate}, *self.objective.parameter_groups()]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
+        warmup = max(1, round(WARMUP_SHARE * config.max_steps))
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warmup, 1.0) * (1.0 - step / (config.max_steps + 1))
+        )
+
+    def run(self, rng: np.random.Generator, progress: Progress | None) -> None:
+        """Train until the steps or the patience are used up."""
+        size = self.objective.batch_size
+        while self.step < self.config.max_steps:
+            order = rng.permutation(len(self.objective))
+            for first in range(0, len(order), size):
+                self._descend(order[first : first + size], rng)
+                self.step += 1
+                if progress is not None:
+                    progress(self.step, self.config.max_steps)
+                if self.step == self.config.max_steps or self.step % self.config.evaluate_every == 0:
+                    self._judge()
+                if self.step == self.config.max_steps or self.verdicts.waited() >= self.config.patience:
+                    return
+
+    def _descend(self, examples: Int64, rng: np.random.Generator) -> None:
+        loss = self.objective.loss(examples, rng)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.trained, MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+
+    def _judge(self) -> None:
+        embeddings = self.text.embed(self.objective.items)
+        if self.verdicts.add(*self.objective.judge(embeddings, self.step)):
+            self.best_state = self._state()
+
+    def _state(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.trained]
+
+    def result(self, student: TextTransformer, began: float) -> tuple[TextTransformer, FinetuneReport]:
+        """The best encoder, or `student` where the gain is too small, and the report."""
+        verdicts, best = self.verdicts, self.verdicts.best
+        gain = verdicts.loss(0) - verdicts.loss(best)
+        improved = gain >= self.config.min_gain and clearly_lower(verdicts.losses[best], verdicts.losses[0])
+        tuned, after = student, self.before
+        if improved:
+            with torch.no_grad():
+                for parameter, value in zip(self.trained, self.best_state, strict=True):
+                    parameter.copy_(value)
+            after = self.text.embed(self.objective.items)
+            tuned = merged(self.text.model)
+        worded = np.linalg.norm(self.before, axis=1) > 0
+        kept = best if improved else 0
+        return tuned, FinetuneReport(
+            mode=self.config.mode,
+            steps=self.step,
+            improved=improved,
+            reason=f"held-out loss fell by {gain:.5f}{'' if improved else ', too little'}",
+            parameters=sum(parameter.numel() for parameter in self.trained),
+            holdout_rows=verdicts.rows,
+            loss_before=verdicts.loss(0),
+            loss=verdicts.loss(kept),
+            auc_before=verdicts.aucs[0],
+            auc=verdicts.aucs[kept],
+            drift=float(1.0 - (self.before * after).sum(1)[worded].mean()) if worded.any() else 0.0,
+            seconds=time.perf_counter() - began,
+        )
+
+
+def descend(
+    student: TextTransformer,
+    text: TextInTraining,
+    objective: Callable[[], Objective],
+    rng: np.random.Generator,
+    progress: Progress | None,
+) -> tuple[TextTransformer, FinetuneReport]:
+    """Train the copy of the student that is in `text`; `objective` is made under the seed."""
+    began = time.perf_counter()
+    with torch.random.fork_rng():
+        torch.manual_seed(text.config.seed)
+        descent = _Descent(text, objective(), text.config)
+        descent.run(rng, progress)
+    return descent.result(student, began)
+
+
+def unchanged(config: FinetuneConfig, reason: str) -> FinetuneReport:
+    """The report of a student that nothing was done to."""
+    nan = float("nan")
+    return FinetuneReport(config.mode, 0, False, reason, 0, 0, nan, nan, nan, nan, 0.0, 0.0)
+
+
+def trainable(model: TextTransformer, config: FinetuneConfig) -> list[nn.Parameter]:
+    """The weights that are to be trained, all others frozen; in `lora` mode adapters are put in first."""
+    if config.mode == "lora":
+        adapters = LoraConfig(
+            r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=["query", "value"]
+        )
+        inject_adapter_in_model(adapters, model)
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    model.layers.requires_grad_(True)
+    return list(model.layers.parameters())
+
+
+def merged(model: TextTransformer) -> TextTransformer:
+    """A plain copy in evaluation mode, any LoRA adapters added into the weights that they adapt."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()
+    state = {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if "lora_" not in name
+    }
+    plain = TextTransformer(model.architecture)
+    plain.load_state_dict(state)
+    return plain.eval()
+
+
+def _with_unknown(embeddings: Float32) -> Float32:
+    """One more row, of zeros, for item -1."""
+    return np.concatenate([embeddings, np.zeros_like(embeddings[:1])])
