@@ -87,7 +87,7 @@ def split_at(data: Dataset, as_of: float, until: float = np.inf) -> Split:
 def _asked_for_new(
     data: Dataset, train: Dataset, as_of: float, until: float
 ) -> tuple[Requests, tuple[Int64, Int32]]:
-    """Users with target events in [as_of, until) on items that they have not touched in `train`, and those."""
+    """Users with target events in [as_of, until) on items that they have nothing of in `train`; those."""
     events = data.events
     rows = np.flatnonzero(
         (events.timestamp >= as_of) & (events.timestamp < until) & data.is_target[events.type_index]
