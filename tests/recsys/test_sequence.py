@@ -10,7 +10,13 @@ import torch
 from recsys.dataset import Dataset
 from recsys.requests import HistoryBatch, Requests
 from recsys.sequence import SequenceConfig, SequenceModel
-from recsys.sequence_training import SequenceNetwork, fit_sequence, training_windows
+from recsys.sequence_training import (
+    SequenceNetwork,
+    fit_sequence,
+    same_items,
+    sampled_softmax,
+    training_windows,
+)
 
 ITEMS, USERS, LENGTH = 12, 60, 14
 CONFIG = SequenceConfig(
@@ -156,3 +162,25 @@ def test_a_log_without_sequences_gives_the_empty_model(log: Dataset, embeddings:
     assert report.loss == ()
     off = SequenceConfig(epochs=0)
     assert np.isneginf(fit_sequence(log, embeddings, off)[0].block_scores(histories([1]))).all()
+
+
+def test_the_loss_and_its_gradients_are_those_of_autograd() -> None:
+    rng = np.random.default_rng(7)
+    following_items, negative_items = rng.integers(0, 6, 9), rng.integers(0, 6, 5)
+    shapes = [(9, 4), (9, 4), (9,), (5, 4), (5,)]
+    inputs = [
+        torch.tensor(rng.normal(size=shape), dtype=torch.float32, requires_grad=True) for shape in shapes
+    ]
+    predicted, following, own_offset, negatives, offset = inputs
+    hit = torch.tensor(following_items[:, None] == negative_items)
+    assert hit.any()
+    own = (predicted * following).sum(1) + own_offset
+    block = (predicted @ negatives.T + offset).masked_fill(hit, -torch.inf)
+    expected = torch.nn.functional.cross_entropy(
+        torch.cat([own[:, None], block], 1), torch.zeros(9, dtype=torch.long)
+    )
+    expected.backward()
+    loss, gradients = sampled_softmax(inputs, same_items(following_items, negative_items))
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-6)
+    for leaf, gradient in zip(inputs, gradients, strict=True):
+        torch.testing.assert_close(gradient, leaf.grad)
