@@ -9,10 +9,15 @@ from pipelines.config import Config
 from pipelines.fitting import Step, head_examples
 from pipelines.home import Home
 from pipelines.terminal import plain
+from recsys.collaborative_training import interaction_matrix, item_item_pairs
 from recsys.dataset import Dataset
+from recsys.events import Float32
+from recsys.next_items import NextItems, Source, next_items, with_hard_negatives
 from recsys.requests import HistoryBatch
+from recsys.retrieval.sources import neighbour_scores, text_scores
 from recsys.storage import json_bytes, parse_json, write_atomic
 from recsys.text.adaptation import EncodedTexts
+from recsys.text.contrastive import contrast
 from recsys.text.embeddings import ItemEmbeddings
 from recsys.text.finetuning import Behaviour, finetune
 from recsys.text.item_text import catalogue_texts
@@ -21,6 +26,7 @@ from recsys.text.quantization import build_encoder
 from recsys.text.student import distil, fingerprint
 from recsys.text.teacher import Teacher, load_teacher
 from recsys.text.transformer import TextTransformer
+from recsys.transitions import fit_transitions
 
 REPORT_FILE = "report.json"
 
@@ -84,21 +90,57 @@ def adapted(
     *,
     seed: int = 0,
 ) -> tuple[TextTransformer, dict[str, Any]]:
-    """The student after fine-tuning on behaviour; unchanged where that did not help held-out requests."""
+    """The student after fine-tuning on behaviour; unchanged where that did not help what was held out."""
     settings = replace(config.finetuning, seed=seed)
     if settings.mode == "frozen":
         return student, {"mode": "frozen"}
     with step("student embeddings"):
         plain = build_encoder(student, teacher.tokenizer, [], precision="bf16").encode(texts)
-    examples = head_examples(data, config, seed=seed)
-    history = HistoryBatch.of(data.histories, examples.requests, limit=config.head.history_limit)
-    with step(f"fine-tuning ({settings.mode})") as progress:
+    catalogue = EncodedTexts(texts, plain)
+    if settings.objective == "contrastive":
+        with step("hard negatives"):
+            pairs = contrastive_pairs(data, plain, config)
+        with step(f"fine-tuning (contrastive, {settings.mode})") as progress:
+            tuned, report = contrast(
+                student, teacher.tokenizer, catalogue, pairs, settings, progress=progress
+            )
+        return tuned, asdict(report)
+    behaviour = click_behaviour(data, config, seed=seed)
+    with step(f"fine-tuning (click, {settings.mode})") as progress:
         tuned, report = finetune(
-            student,
-            teacher.tokenizer,
-            EncodedTexts(texts, plain),
-            Behaviour(examples, history, data.weights),
-            settings,
-            progress=progress,
+            student, teacher.tokenizer, catalogue, behaviour, settings, progress=progress
         )
     return tuned, asdict(report)
+
+
+def click_behaviour(data: Dataset, config: Config, *, seed: int = 0) -> Behaviour:
+    """What the head learns from, with the histories of then."""
+    examples = head_examples(data, config, seed=seed)
+    history = HistoryBatch.of(data.histories, examples.requests, limit=config.head.history_limit)
+    return Behaviour(examples, history, data.weights)
+
+
+def contrastive_pairs(data: Dataset, embeddings: Float32, config: Config) -> NextItems:
+    """The newest histories with what came next, and hard negatives from transitions, item-item and text.
+
+    The sources are fitted on what lies before the first of these pairs.
+    """
+    settings, retrieval = config.finetuning.contrast, config.retrieval
+    pairs = next_items(
+        data,
+        most=config.stacking.head_requests,
+        history_limit=settings.history_limit,
+        half_life_days=retrieval.half_life_days,
+        position_decay=retrieval.position_decay,
+    )
+    if not len(pairs) or not settings.hard_negatives:
+        return pairs
+    past = data.with_log(data.events.take(slice(0, int(pairs.requests.known[0]))), None)
+    transitions = fit_transitions(past, config.transitions)
+    item_item = item_item_pairs(interaction_matrix(past), config.collaborative)
+    sources: list[Source] = [
+        lambda part: neighbour_scores(transitions, part.history, part.recency),
+        lambda part: neighbour_scores(item_item, part.history, part.recency),
+        lambda part: text_scores(embeddings, part.history, part.recency),
+    ]
+    return with_hard_negatives(pairs, sources, data, settings.mined)

@@ -74,6 +74,7 @@ class Evaluated:
             "differences": evaluation.differences(),
             "slices": evaluation.slice_table(),
             "calibration_error": self.fits[0].head.ece,
+            "sequence": asdict(self.fits[0].sequence),
             "head": asdict(self.fits[0].head),
             "ranker": asdict(self.fits[0].ranker),
             "text": self.text.report,

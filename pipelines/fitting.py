@@ -35,7 +35,7 @@ from recsys.relevance_examples import Examples, SamplingConfig, sampled_examples
 from recsys.relevance_training import HeadReport, fit_head
 from recsys.requests import HistoryBatch, Requests
 from recsys.retrieval import Retriever, seen_items
-from recsys.sequence_training import fit_sequence
+from recsys.sequence_training import SequenceReport, fit_sequence
 from recsys.transitions import fit_transitions
 
 Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -58,10 +58,11 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Fit:
-    """A recommender ready to rank, its features, and the reports of its head and its ranker."""
+    """A recommender ready to rank, its features, and how the fits of its parts went."""
 
     recommender: Recommender
     features: Features
+    sequence: SequenceReport
     head: HeadReport
     ranker: RankerReport
 
@@ -127,10 +128,10 @@ def complete(
             config.ranker,
             seed=seed,
         )
-    final, head_report = fit_models(
+    final, reports = fit_models(
         train, visible, embeddings, features, config, step, earlier=stacked.early, seed=seed
     )
-    return Fit(final.with_ranker(ranker), features, head_report, ranker_report)
+    return Fit(final.with_ranker(ranker), features, *reports, ranker_report)
 
 
 def stacking_split(train: Dataset, protocol: Protocol, config: Config) -> Split:
@@ -155,14 +156,14 @@ def fit_models(
     *,
     earlier: Recommender | None = None,
     seed: int = 0,
-) -> tuple[Recommender, HeadReport]:
+) -> tuple[Recommender, tuple[SequenceReport, HeadReport]]:
     """Everything but the ranker; the sequence model goes on from that of `earlier`, fitted on less."""
     with step("collaborative filtering"):
         collaborative = fit_collaborative(train, config.collaborative, seed=seed)
         transitions = fit_transitions(train, config.transitions)
         popularity = fit_popularity(visible, config.popularity)
     with step("sequence model") as progress:
-        sequence, _ = fit_sequence(
+        sequence, sequence_report = fit_sequence(
             train,
             embeddings,
             config.sequence,
@@ -174,7 +175,7 @@ def fit_models(
         examples = head_examples(train, config, seed=seed)
         history = HistoryBatch.of(train.histories, examples.requests, limit=config.head.history_limit)
         head_config = replace(config.head, seed=seed)
-        head, report = fit_head(
+        head, head_report = fit_head(
             examples,
             history,
             embeddings,
@@ -186,7 +187,8 @@ def fit_models(
         collaborative, transitions, sequence, embeddings, popularity, train.weights, config.retrieval
     )
     known = known_users(train)
-    return Recommender(retriever, head, None, features, known, train.catalogue.category), report
+    recommender = Recommender(retriever, head, None, features, known, train.catalogue.category)
+    return recommender, (sequence_report, head_report)
 
 
 def known_users(train: Dataset) -> Bool:

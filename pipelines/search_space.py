@@ -61,6 +61,8 @@ MODELS = (
     Range("transitions.gap_half_life_days", 1.0, 720.0, log=True),
     Range("transitions.damping", 0.0, 1.0),
     Range("popularity.half_life_days", 1.0, 180.0, log=True),
+    Range("sequence.learning_rate", 5e-4, 5e-3, log=True),
+    Range("sequence.dropout", 0.0, 0.5),
     Range("head.learning_rate", 5e-4, 1e-2, log=True),
     Range("head.dropout", 0.0, 0.4),
 )
@@ -70,6 +72,7 @@ RETRIEVAL = (
     Range("retrieval.als", 10, 150, whole=True),
     Range("retrieval.item_item", 10, 150, whole=True),
     Range("retrieval.transition", 10, 150, whole=True),
+    Range("retrieval.sequence", 10, 150, whole=True),
     Range("retrieval.text", 10, 150, whole=True),
     Range("retrieval.popular", 5, 60, whole=True),
     Range("retrieval.half_life_days", 7.0, 1000.0, log=True),

@@ -114,7 +114,14 @@ def prepare(
     """Fit all but the ranker as an evaluation of this window would, and build both matrices."""
     stacked = stack(window.train, protocol, embeddings, config, step, seed=seed)
     models, _ = fit_models(
-        window.train, window.visible, embeddings, stacked.features, config, step, seed=seed
+        window.train,
+        window.visible,
+        embeddings,
+        stacked.features,
+        config,
+        step,
+        earlier=stacked.early,
+        seed=seed,
     )
     state = Replay(window.visible, stacked.features)
     held = window.requests

@@ -24,7 +24,7 @@ def fit_collaborative(data: Dataset, config: CollaborativeConfig, *, seed: int =
         zeros = np.zeros((items, config.embedding_dim), np.float32)
         return Collaborative(zeros, empty, empty, config.regularization, config.confidence)
     factors = _als_factors(interactions, config, seed)
-    neighbours = _item_item(interactions, config)
+    neighbours = item_item_pairs(interactions, config)
     ease = ease_pairs(interactions, config)
     return Collaborative(factors, neighbours, ease, config.regularization, config.confidence)
 
@@ -60,7 +60,8 @@ def _als_factors(interactions: sparse.csr_matrix, config: CollaborativeConfig, s
     return factors
 
 
-def _item_item(interactions: sparse.csr_matrix, config: CollaborativeConfig) -> SparsePairs:
+def item_item_pairs(interactions: sparse.csr_matrix, config: CollaborativeConfig) -> SparsePairs:
+    """Cosine of the items' columns of users, the strongest of each row."""
     unit = normalize(interactions.T).T.tocsr()  # CosineRecommender without its warning about CSR
     model = ItemItemRecommender(K=config.neighbours + 1, num_threads=0)
     model.fit(unit, show_progress=False)

@@ -121,7 +121,7 @@ def sampled_examples(
         config: how many and which.
     """
     config = config or SamplingConfig()
-    targets = _first_touches(events, is_target)[-config.max_requests :]
+    targets = first_touches(events, is_target)[-config.max_requests :]
     targets = targets[targets > 0]
     negatives = _Negatives(events, np.nan_to_num(created_at, nan=-np.inf), config).draw(targets)
     items = np.concatenate([events.item_index[targets][:, None], negatives], axis=1)  # (n, 1 + negatives)
@@ -200,7 +200,7 @@ class _Negatives:
         even = self.by_age[(draws[:, :, 1] * np.maximum(available, 1)[:, None]).astype(np.int64)]
         popular = self.events.item_index[(draws[:, :, 1] * targets[:, None]).astype(np.int64)]
         items = np.where(draws[:, :, 0] < self.config.popular_share, popular, even)
-        usable = ~self._touched(targets, items) & ~_repeated(items) & (items >= 0)
+        usable = ~self._touched(targets, items) & ~repeated(items) & (items >= 0)
         usable &= np.cumsum(usable, axis=1) <= self.config.negatives
         slot = np.cumsum(usable, axis=1) - 1
         out = np.full((len(targets), self.config.negatives), -1, np.int32)
@@ -218,7 +218,7 @@ class _Negatives:
         return np.asarray(touched.reshape(items.shape), np.bool_)
 
 
-def _first_touches(events: Events, is_target: Bool) -> Int64:
+def first_touches(events: Events, is_target: Bool) -> Int64:
     """Rows of each (user, item)'s first target event, ascending; unknown users and items left out."""
     kept = is_target[events.type_index] & (events.item_index >= 0) & (events.user_index >= 0)
     rows = np.flatnonzero(kept)
@@ -226,7 +226,7 @@ def _first_touches(events: Events, is_target: Bool) -> Int64:
     return np.sort(rows[first])
 
 
-def _repeated(items: Int32) -> Bool:
+def repeated(items: Int32) -> Bool:
     """(n, k) whether the same item stands earlier in the row."""
     order = np.argsort(items, axis=1, kind="stable")
     ordered = np.take_along_axis(items, order, axis=1)

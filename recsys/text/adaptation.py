@@ -47,7 +47,7 @@ class FinetuneReport:
     """What fine-tuning did. Losses are held-out nats, blind to scale, NaN where nothing was judged.
 
     Attributes:
-        mode: as configured.
+        objective: as configured, likewise `mode`.
         steps: optimiser steps taken.
         improved: whether the new encoder was kept; else the student came back unchanged.
         reason: why, in words.
@@ -61,6 +61,7 @@ class FinetuneReport:
         seconds: wall time.
     """
 
+    objective: str
     mode: str
     steps: int
     improved: bool
@@ -269,6 +270,7 @@ class _Descent:
         worded = np.linalg.norm(self.before, axis=1) > 0
         kept = best if improved else 0
         return tuned, FinetuneReport(
+            objective=self.config.objective,
             mode=self.config.mode,
             steps=self.step,
             improved=improved,
@@ -303,7 +305,7 @@ def descend(
 def unchanged(config: FinetuneConfig, reason: str) -> FinetuneReport:
     """The report of a student that nothing was done to."""
     nan = float("nan")
-    return FinetuneReport(config.mode, 0, False, reason, 0, 0, nan, nan, nan, nan, 0.0, 0.0)
+    return FinetuneReport(config.objective, config.mode, 0, False, reason, 0, 0, nan, nan, nan, nan, 0.0, 0.0)
 
 
 def trainable(model: TextTransformer, config: FinetuneConfig) -> list[nn.Parameter]:

@@ -43,31 +43,58 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
-    """How the encoder learns from clicks.
+class ContrastConfig:
+    """How the encoder learns what comes next in a history.
 
     Attributes:
+        batch_size: pairs a step; each has the positives of the others as negatives.
+        temperature: divides similarities; the smaller, the more the nearest negatives count.
+        log_q: correct each negative for how often it is drawn; else all count alike.
+        hard_negatives: mined negatives of a pair that a step draws; 0 for none.
+        mined: best items of each candidate source that they are drawn from.
+        history_limit: newest history events of a pair.
+        holdout_texts: texts encoded at most to judge the encoder.
+    """
+
+    batch_size: int = 64
+    temperature: float = 0.05
+    log_q: bool = True
+    hard_negatives: int = 4
+    mined: int = 10
+    history_limit: int = 6
+    holdout_texts: int = 1500
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How the encoder learns from behaviour.
+
+    Attributes:
+        objective: `click` learns labelled requests through the relevance head, `contrastive` the next
+            item of a history.
         mode: `full` trains all layers (the word table stays, as in distillation), `lora` low-rank
             updates of the attention's query and value maps, `frozen` nothing.
         max_steps: optimiser steps.
-        batch_size: requests a step.
-        candidates: candidates of a request, up to half of them clicked.
-        history_limit: newest history events of a request.
+        batch_size: requests a step (click).
+        candidates: candidates of a request, up to half of them clicked (click).
+        history_limit: newest history events of a request (click).
         max_texts: texts encoded a step; the cost of a step.
         max_tokens: a text is cut to so many tokens while training.
         learning_rate: highest rate of the encoder's AdamW in `full` mode; it warms up, then falls to 0.
         lora_learning_rate: the same in `lora` mode.
         lora_rank: rank of the updates.
         anchor: weight of the mean of 1 - cosine to the embedding before fine-tuning.
-        head: of the head that is fitted first, and trained along at a third of its learning rate.
-        holdout: newest share of the requests, which judge the encoder.
-        holdout_texts: texts encoded at most to judge it.
+        head: of the head that is fitted first, and trained along at a third of its learning rate (click).
+        contrast: of the contrastive objective.
+        holdout: newest share of the requests or pairs, which judge the encoder.
+        holdout_texts: texts encoded at most to judge it (click).
         evaluate_every: steps between two judgements.
         patience: judgements without a gain before stopping.
         min_gain: least fall of the held-out loss, in nats a row, that makes the new encoder worth keeping.
         seed: of order, sampling and LoRA's start.
     """
 
+    objective: Literal["click", "contrastive"] = "click"
     mode: Literal["full", "lora", "frozen"] = "full"
     max_steps: int = 100
     batch_size: int = 16
@@ -80,6 +107,7 @@ class FinetuneConfig:
     lora_rank: int = 8
     anchor: float = 0.5
     head: HeadConfig = field(default_factory=HeadConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
     holdout: float = 0.1
     holdout_texts: int = 800
     evaluate_every: int = 34
