@@ -55,6 +55,7 @@ class StackingConfig:
     Attributes:
         share: newest share of the events (protocol time) whose users are asked.
         moments: how often, at even steps through that share, its users are asked (protocol time).
+        strangers: most requests of users without history, for each one of a user with one.
         slate_share: newest share of the slates that the ranker learns from.
         head_requests: newest slates (or events, where there are none) that the relevance head learns from.
         max_rows: candidate rows in ranker training at most; whole requests are left out beyond it.
@@ -62,6 +63,7 @@ class StackingConfig:
 
     share: float = 0.1
     moments: int = 3
+    strangers: float = 0.25
     slate_share: float = 0.75
     head_requests: int = 10_000
     max_rows: int = 1_000_000

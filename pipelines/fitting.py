@@ -224,11 +224,26 @@ def retrieve_labelled(
     window: Split, models: Recommender, state: State, config: Config, step: Step, *, seed: int = 0
 ) -> Requests:
     """Candidates for the window's requests, in time order, labelled by what the users did next."""
-    order = np.argsort(window.requests.timestamp, kind="stable")
+    asked = fewer_strangers(window, config.stacking.strangers, seed)
+    order = asked[np.argsort(window.requests.timestamp[asked], kind="stable")]
     with step("candidates") as progress:
         candidates = retrieve(window.requests.take(order), models, state, window.visible, progress)
     positives = positives_of(window.positives, order)
     return with_labels(candidates, positives, len(window.visible.catalogue))
+
+
+def fewer_strangers(window: Split, strangers: float, seed: int = 0) -> Int64:
+    """Numbers of the window's requests, with at most `strangers` without a history for each one with one.
+
+    What a ranker sees of a user without history is what is popular, once a request and always the same:
+    many of them teach it the items of the window by heart.
+    """
+    start, stop = window.visible.histories.until(window.requests.user_index, window.requests.known)
+    known, unknown = np.flatnonzero(stop > start), np.flatnonzero(stop <= start)
+    most = int(len(known) * strangers)
+    if len(known) and len(unknown) > most:
+        unknown = np.random.default_rng(seed).permutation(unknown)[:most]
+    return np.sort(np.concatenate([known, unknown]))
 
 
 def retrieve(
