@@ -64,6 +64,7 @@ def test_what_cannot_be_told_is_refused_at_once(job, tmp_path):
     assert refused.startswith("error: rule_invalid: no item has category 'nowhere'; there are: ")
 
 
+@pytest.mark.slow
 def test_a_night_is_reranked_as_its_bundle_says_and_repeats_to_the_bit(job, tmp_path):
     job.run("train", job.data, "--name", "explored", *job.settings, *EXPLORED)
     words = ("--model", "models:/explored/1", "--out", tmp_path / "scores", "--top-k", "5")
