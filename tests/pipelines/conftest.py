@@ -54,6 +54,8 @@ def job(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "--set=distillation.max_epochs=2",
         "--set=finetuning.max_steps=6",
         "--set=collaborative.embedding_dim=16",
+        "--set=sequence.embedding_dim=16",
+        "--set=sequence.epochs=2",
         "--set=head.epochs=2",
         "--set=ranker.rounds=40",
         "--set=ranker.min_data_in_leaf=20",
