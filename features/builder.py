@@ -87,7 +87,7 @@ class Features:
         Args:
             requests: who asks for what.
             reading: from `Replay.read` or `LiveState.read` of the same requests.
-            pairs: item-to-item scores by name (`text`, `als`, `item_item`, `ease`, `transition`).
+            pairs: item-to-item scores by name (the names are those of `declaration.Pairs`).
             scores: (rows,) scores by `RequestScore` name. Absent pairs and scores give NaN columns.
             event_weights: (types,) weight by type_index in the history.
         """

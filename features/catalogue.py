@@ -73,6 +73,8 @@ def _scores() -> tuple[Declaration, ...]:
         HistorySimilarity("item_item", "item_item", ("max", "last", "recent", "ordered"), "sum"),
         HistorySimilarity("ease", "ease", ("mean", "recent", "ordered"), "sum"),
         HistorySimilarity("transition", "transition", ("max", "last", "ordered"), "sum"),
+        HistorySimilarity("to_outcome", "to_outcome", ("max", "last", "ordered"), "sum"),
+        HistorySimilarity("between_outcomes", "between_outcomes", ("max", "ordered"), "sum"),
         RequestScore("head"),
         RequestScore("als_user"),
         RequestScore("sequence"),

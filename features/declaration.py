@@ -15,7 +15,7 @@ Key = Literal[
 ]
 Stream = Literal["target", "outcome", "click", "negative", "any", "shown", "catalogue"]
 Mark = Literal["count", "first", "last", "created", "categories", "slate_share"]
-Pairs = Literal["text", "als", "item_item", "ease", "transition"]
+Pairs = Literal["text", "als", "item_item", "ease", "transition", "to_outcome", "between_outcomes"]
 Aggregate = Literal["mean", "max", "top3", "last", "recent", "ordered"]
 Transform = Literal["rank", "ratio", "zscore"]
 HalfLife = float | None

@@ -25,7 +25,7 @@ from recsys.reranking import RerankingConfig, Rule
 from recsys.retrieval import RetrievalConfig
 from recsys.sequence import SequenceConfig
 from recsys.text.settings import DistillationConfig, FinetuneConfig
-from recsys.transitions import TransitionConfig
+from recsys.transitions import CovisitationConfig, TransitionConfig
 
 ENVIRONMENT_PREFIX = "RECSYS__"
 DEFAULT_GATES = {"lift_over_popularity_min": 1.0, "calibration_error_max": 0.1}
@@ -101,6 +101,7 @@ class Config:
     head: HeadConfig = field(default_factory=HeadConfig)
     collaborative: CollaborativeConfig = field(default_factory=CollaborativeConfig)
     transitions: TransitionConfig = field(default_factory=TransitionConfig)
+    covisitation: CovisitationConfig = field(default_factory=CovisitationConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     popularity: PopularityConfig = field(default_factory=PopularityConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)

@@ -36,7 +36,7 @@ from recsys.relevance_training import HeadReport, fit_head
 from recsys.requests import HistoryBatch, Requests
 from recsys.retrieval import Retriever, seen_items
 from recsys.sequence_training import SequenceReport, fit_sequence
-from recsys.transitions import fit_transitions
+from recsys.transitions import fit_covisitation, fit_transitions
 
 Step = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """Opens a named step of work and gives the function that reports its progress (done, total)."""
@@ -161,6 +161,7 @@ def fit_models(
     with step("collaborative filtering"):
         collaborative = fit_collaborative(train, config.collaborative, seed=seed)
         transitions = fit_transitions(train, config.transitions)
+        covisitation = fit_covisitation(train, config.covisitation)
         popularity = fit_popularity(visible, config.popularity)
     with step("sequence model") as progress:
         sequence, sequence_report = fit_sequence(
@@ -184,7 +185,14 @@ def fit_models(
             on_epoch=lambda epoch, _: progress(epoch, head_config.epochs),
         )
     retriever = Retriever(
-        collaborative, transitions, sequence, embeddings, popularity, train.weights, config.retrieval
+        collaborative,
+        transitions,
+        covisitation,
+        sequence,
+        embeddings,
+        popularity,
+        train.weights,
+        config.retrieval,
     )
     known = known_users(train)
     recommender = Recommender(retriever, head, None, features, known, train.catalogue.category)

@@ -29,7 +29,7 @@ from recsys.retrieval import RetrievalConfig, Retriever
 from recsys.sequence import SequenceModel
 from recsys.storage import json_bytes, parse_json
 from recsys.text.embeddings import ItemEmbeddings
-from recsys.transitions import transitions_from_files, transitions_to_files
+from recsys.transitions import Covisitation, transitions_from_files, transitions_to_files
 
 ITEMS_FILE, USERS_FILE, SETTINGS_FILE = "items.parquet", "users.parquet", "settings.json"
 
@@ -73,6 +73,7 @@ class Model:
             **self.embeddings.to_files(),
             **retriever.collaborative.to_files(),
             **transitions_to_files(retriever.transitions),
+            **retriever.covisitation.to_files(),
             **retriever.sequence.to_files(),
             **retriever.popularity.to_files(),
             **recommender.head.to_files(),
@@ -94,6 +95,7 @@ class Model:
         retriever = Retriever(
             Collaborative.from_files(files),
             transitions_from_files(files),
+            Covisitation.from_files(files),
             SequenceModel.from_files(files, embeddings.matrix),
             embeddings.matrix,
             Popularity.from_files(files),
@@ -137,6 +139,10 @@ class Model:
                 retriever,
                 collaborative=collaborative,
                 transitions=_relabelled(retriever.transitions, items),
+                covisitation=Covisitation(
+                    _relabelled(retriever.covisitation.to_outcome, items),
+                    _relabelled(retriever.covisitation.between_outcomes, items),
+                ),
                 sequence=retriever.sequence.over(items, embeddings.matrix),
                 embeddings=embeddings.matrix,
                 popularity=popularity,

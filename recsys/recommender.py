@@ -95,14 +95,17 @@ class Recommender:
 
     @property
     def pairs(self) -> Pairs:
-        """The pairwise scores that features aggregate over a history."""
-        return {
-            "text": DensePairs(self.retriever.embeddings),
-            "als": self.retriever.collaborative.pairs,
-            "item_item": self.retriever.collaborative.item_item,
-            "ease": self.retriever.collaborative.ease,
-            "transition": self.retriever.transitions,
+        """The pairwise scores that features aggregate over a history, without those that know no pair."""
+        retriever = self.retriever
+        sparse = {
+            "item_item": retriever.collaborative.item_item,
+            "ease": retriever.collaborative.ease,
+            "transition": retriever.transitions,
+            "to_outcome": retriever.covisitation.to_outcome,
+            "between_outcomes": retriever.covisitation.between_outcomes,
         }
+        known = {name: pairs for name, pairs in sparse.items() if len(pairs.values)}
+        return {"text": DensePairs(retriever.embeddings), "als": retriever.collaborative.pairs, **known}
 
     def with_ranker(self, ranker: Ranker) -> Recommender:
         """The same models with this ranker."""

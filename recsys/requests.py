@@ -25,7 +25,18 @@ from recsys.events import (
 
 DAY_S = 86400.0
 
-SOURCES = ("als", "item_item", "ease", "transition", "sequence", "text", "cold", "fresh", "popular")
+SOURCES = (
+    "als",
+    "item_item",
+    "ease",
+    "transition",
+    "covisitation",
+    "sequence",
+    "text",
+    "cold",
+    "fresh",
+    "popular",
+)
 """Retrievers in bit order: bit b of `source` is set where SOURCES[b] proposed the candidate."""
 
 

@@ -15,6 +15,7 @@ from recsys.requests import SOURCES, HistoryBatch, Requests
 from recsys.retrieval import sources
 from recsys.retrieval.top import top_items
 from recsys.sequence import SequenceModel
+from recsys.transitions import Covisitation
 
 __all__ = ["RetrievalConfig", "Retriever", "Seen", "seen_items", "top_items"]
 
@@ -24,8 +25,8 @@ class RetrievalConfig:
     """How many candidates each source may propose, and how histories are weighted.
 
     Attributes:
-        als, item_item, ease, transition, sequence, text, cold, fresh, popular: most candidates of that
-            source.
+        als, item_item, ease, transition, covisitation, sequence, text, cold, fresh, popular: most candidates
+            of that source.
         exclude_seen: leave out items that the user has already interacted with.
         half_life_days: age at which a history event counts half.
         position_decay: factor per place from the end of the history.
@@ -35,6 +36,7 @@ class RetrievalConfig:
     item_item: int = 60
     ease: int = 50
     transition: int = 50
+    covisitation: int = 40
     sequence: int = 60
     text: int = 50
     cold: int = 15
@@ -70,6 +72,7 @@ class Retriever:
 
     collaborative: Collaborative
     transitions: SparsePairs
+    covisitation: Covisitation
     sequence: SequenceModel
     embeddings: Float32
     popularity: Popularity
@@ -105,6 +108,7 @@ class Retriever:
             "item_item": lambda: sources.neighbour_scores(self.collaborative.item_item, history, recency),
             "ease": lambda: sources.neighbour_scores(self.collaborative.ease, history, recency),
             "transition": lambda: sources.neighbour_scores(self.transitions, history, recency),
+            "covisitation": lambda: sources.neighbour_scores(self.covisitation.to_outcome, history, recency),
             "sequence": lambda: self.sequence.block_scores(history),
             "text": lambda: sources.text_scores(self.embeddings, history, recency),
             "cold": lambda: sources.cold_scores(

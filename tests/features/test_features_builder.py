@@ -69,7 +69,7 @@ def build(world, features, requests, pairs, scores):
 
 def test_default_names_are_unique_and_each_column_says_what_it_means():
     schema = Features().schema
-    assert len(set(schema.names)) == len(schema) == 102
+    assert len(set(schema.names)) == len(schema) == 108
     assert all(column.meaning for column in schema.fields)
 
 
@@ -111,12 +111,12 @@ def test_absent_models_give_missing_columns_and_change_no_other(world, pairs):
 def test_sources_are_flags_and_missing_for_logged_slates(world):
     features = Features()
     offsets, items = lengths_to_offsets(np.array([3])), np.array([0, 1, 2], np.int32)
-    source = np.array([0b000001, 0b110000000, 0], np.int32)
+    source = np.array([0b000001, 0b1100000000, 0], np.int32)
     requests = Requests.of(np.array([0]), np.array([20 * DAY]), np.array([EVENTS]), (offsets, items), source)
     matrix = build(world, features, requests, {}, {})
     flags = matrix[:, [features.schema.index(f"from_{name}") for name in SOURCES]]
-    np.testing.assert_array_equal(flags[0], [1, 0, 0, 0, 0, 0, 0, 0, 0])
-    np.testing.assert_array_equal(flags[1], [0, 0, 0, 0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(flags[0], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(flags[1], [0, 0, 0, 0, 0, 0, 0, 0, 1, 1])
     assert np.isnan(flags[2]).all()
     np.testing.assert_array_equal(matrix[:, features.schema.index("sources")], [1, 2, np.nan])
 
@@ -142,7 +142,7 @@ def test_rates_are_missing_without_slates(world):
 
 def test_no_requests_give_an_empty_matrix(world, pairs):
     requests = Requests.from_slates(world.slates, world.events).take(np.zeros(0, np.int64))
-    assert build(world, Features(), requests, pairs, {}).shape == (0, 102)
+    assert build(world, Features(), requests, pairs, {}).shape == (0, 108)
 
 
 @pytest.mark.parametrize("declaration", default_features(3600.0))
@@ -162,7 +162,7 @@ def test_features_and_schema_survive_json():
     ("other", "what"),
     [
         (Features(SWAPPED), "column 5 is `item_trend_month`, expected `item_trend_day`"),
-        (Features(DEFAULT_FEATURES[:-1]), "expected 102 columns, got 101"),
+        (Features(DEFAULT_FEATURES[:-1]), "expected 108 columns, got 107"),
         (Features(default_features(60.0)), "`item_target_1d` was declared as"),
         (Features(history_limit=10), "`item_target_1d` was declared as"),
     ],

@@ -18,6 +18,7 @@ from recsys.protocols import Split, split_at
 from recsys.requests import HistoryBatch, Requests
 from recsys.retrieval import RetrievalConfig, Retriever, seen_items
 from recsys.sequence import SequenceConfig, SequenceModel
+from recsys.transitions import Covisitation
 
 ITEMS, USERS = 12, 20
 
@@ -54,6 +55,7 @@ def retriever(window: Split) -> Retriever:
     return Retriever(
         Collaborative(factors, pairs, pairs, 0.1, 4.0),
         pairs,
+        Covisitation(pairs, pairs),
         SequenceModel.empty(embeddings, SequenceConfig()),
         embeddings,
         popularity,

@@ -167,7 +167,7 @@ def test_source_names_and_masks_are_inverse(chosen):
 
 
 def test_unknown_and_repeated_source_names_set_no_further_bit():
-    assert source_mask(["", "nowhere", "als+als", "popular+als"]).tolist() == [0, 0, 1, 257]
+    assert source_mask(["", "nowhere", "als+als", "popular+als"]).tolist() == [0, 0, 1, 513]
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), max_size=8))

@@ -29,7 +29,7 @@ from recsys.scorer import Scorer, load_scorer
 from recsys.sequence import SequenceConfig
 from recsys.sequence_training import fit_sequence
 from recsys.text.embeddings import ItemEmbeddings
-from recsys.transitions import TransitionConfig, fit_transitions
+from recsys.transitions import CovisitationConfig, TransitionConfig, fit_covisitation, fit_transitions
 
 ITEMS = [f"i{n:02d}" for n in range(24)]
 USERS = [f"u{n}" for n in range(10)]
@@ -77,12 +77,14 @@ class World:
 def world() -> World:
     data, embeddings, features = make_dataset(ITEMS), make_embeddings(ITEMS), Features()
     config = RetrievalConfig(
-        als=6, item_item=6, ease=6, transition=6, sequence=6, text=6, cold=5, fresh=5, popular=5
+        **dict.fromkeys(("als", "item_item", "ease", "transition", "covisitation", "sequence", "text"), 6),
+        **dict.fromkeys(("cold", "fresh", "popular"), 5),
     )
     collaborative = fit_collaborative(data, CollaborativeConfig(embedding_dim=6, epochs=3))
     retriever = Retriever(
         collaborative,
         fit_transitions(data, TransitionConfig()),
+        fit_covisitation(data, CovisitationConfig()),
         fit_sequence(data, embeddings.matrix, SequenceConfig(embedding_dim=8, epochs=2, negatives=8))[0],
         embeddings.matrix,
         fit_popularity(data, PopularityConfig()),

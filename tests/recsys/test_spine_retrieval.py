@@ -19,11 +19,12 @@ from recsys.requests import DAY_S, SOURCES, HistoryBatch, Requests, source_names
 from recsys.retrieval import RetrievalConfig, Retriever, seen_items, top_items
 from recsys.retrieval.sources import als_scores, fresh_scores, neighbour_scores, popular_scores, text_scores
 from recsys.sequence import SequenceConfig, SequenceModel, SequenceWeights
+from recsys.transitions import Covisitation
 
 ITEMS, USERS = 30, 5
 WEIGHTS = np.array([1.0, 5.0], np.float32)
 LIMITS = RetrievalConfig(
-    als=4, item_item=3, ease=2, transition=3, sequence=4, text=4, cold=2, fresh=2, popular=3
+    als=4, item_item=3, ease=2, transition=3, covisitation=3, sequence=4, text=4, cold=2, fresh=2, popular=3
 )
 NONE = dict.fromkeys(SOURCES, 0)
 
@@ -64,7 +65,10 @@ def make_retriever(config: RetrievalConfig = LIMITS) -> Retriever:
     factors[[1, 28, 29]] = 0.0  # not in the training log
     collaborative = Collaborative(factors, make_pairs(1), make_pairs(3), 0.1, 8.0)
     sequence = make_sequence(embeddings)
-    return Retriever(collaborative, make_pairs(2), sequence, embeddings, make_popularity(), WEIGHTS, config)
+    covisitation = Covisitation(make_pairs(5), make_pairs(6))
+    return Retriever(
+        collaborative, make_pairs(2), covisitation, sequence, embeddings, make_popularity(), WEIGHTS, config
+    )
 
 
 def make_log() -> Histories:
@@ -109,6 +113,7 @@ def test_candidates_are_the_union_of_the_sources_with_their_names():
         "item_item": 3,
         "ease": 2,
         "transition": 3,
+        "covisitation": 3,
         "sequence": 4,
         "text": 4,
         "cold": 2,
@@ -168,7 +173,11 @@ def test_unknown_user_gets_popular_and_fresh_items_only():
 
 def test_a_history_without_factors_or_text_gets_neighbours_popular_and_fresh_items():
     sources = set("+".join(candidates_of(retrieve(ask([3]))).values()).split("+"))
-    assert {"fresh", "popular"} <= sources <= {"item_item", "ease", "transition", "fresh", "popular"}
+    assert (
+        {"fresh", "popular"}
+        <= sources
+        <= {"item_item", "ease", "transition", "covisitation", "fresh", "popular"}
+    )
 
 
 def test_no_requests_and_no_sources_give_no_candidates():

@@ -9,7 +9,10 @@ import pytest
 from recsys.dataset import Dataset
 from recsys.requests import DAY_S
 from recsys.transitions import (
+    Covisitation,
+    CovisitationConfig,
     TransitionConfig,
+    fit_covisitation,
     fit_transitions,
     transitions_from_files,
     transitions_to_files,
@@ -92,3 +95,28 @@ def test_files_round_trip_exactly():
     for name in ("offsets", "columns", "values"):
         np.testing.assert_array_equal(getattr(again, name), getattr(pairs, name))
         assert getattr(again, name).dtype == getattr(pairs, name).dtype
+
+
+def test_pairs_that_end_in_an_outcome_are_counted_apart():
+    """u clicks a, buys b, clicks c, buys d; v clicks a, then d."""
+    rows = [("u", "a", "click", 0.0), ("u", "b", "purchase", 1.0), ("u", "c", "click", 2.0)]
+    rows += [("u", "d", "purchase", 3.0), ("v", "a", "click", 0.0), ("v", "d", "click", 1.0)]
+    schema = {"user_id": pl.String, "item_id": pl.String, "event_type": pl.String, "timestamp": pl.Float64}
+    events = pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col("timestamp") * DAY_S)
+    data = Dataset.from_frames(pl.DataFrame({"item_id": list("abcd"), "title": list("ABCD")}), events)
+    config = CovisitationConfig(steps=2, backward=0.5, gap_half_life_days=1e12, damping=0.0)
+    found = fit_covisitation(data, config)
+    to_outcome = [[0, 1, 0, 0], [0, 0, 0, 1 / 2], [0, 1 / 2, 0, 1], [0, 1 / 4, 0, 0]]
+    np.testing.assert_allclose(found.to_outcome.to_csr().toarray(), to_outcome)
+    between = [[0, 0, 0, 0], [0, 0, 0, 1 / 2], [0, 0, 0, 0], [0, 1 / 4, 0, 0]]
+    np.testing.assert_allclose(found.between_outcomes.to_csr().toarray(), between)
+    again = Covisitation.from_files(found.to_files())
+    np.testing.assert_array_equal(again.to_outcome.values, found.to_outcome.values)
+    np.testing.assert_array_equal(again.between_outcomes.columns, found.between_outcomes.columns)
+
+
+def test_a_log_of_one_kind_of_event_has_no_outcomes_of_its_own():
+    found = fit_covisitation(make_dataset(ABC, kind="purchase"), CovisitationConfig())
+    assert not len(found.to_outcome.values)
+    assert len(found.between_outcomes) == 4
+    assert len(fit_covisitation(make_dataset([]), CovisitationConfig()).to_outcome) == 4
