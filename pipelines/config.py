@@ -77,11 +77,14 @@ class ScoringConfig:
         top_k: items kept per user.
         history_limit: events of a history that the models read.
         threads: LightGBM threads.
+        newcomers: whether lists hold items that nobody has touched in the share in which people chose
+            such items in the ranker's window.
     """
 
     top_k: int = 20
     history_limit: int = 50
     threads: int = 2
+    newcomers: bool = True
 
 
 @dataclass(frozen=True)

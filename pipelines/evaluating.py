@@ -73,6 +73,7 @@ class Evaluated:
             "models": evaluation.models(),
             "differences": evaluation.differences(),
             "slices": evaluation.slice_table(),
+            "newcomers": self.fits[0].recommender.newcomers,
             "calibration_error": self.fits[0].head.ece,
             "sequence": asdict(self.fits[0].sequence),
             "head": asdict(self.fits[0].head),

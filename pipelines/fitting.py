@@ -17,6 +17,7 @@ from pipelines.config import Config
 from recsys.collaborative_training import fit_collaborative
 from recsys.dataset import Dataset
 from recsys.events import Bool, Float32, Int64
+from recsys.newcomers import newcomer_share
 from recsys.popularity import fit_popularity
 from recsys.protocols import (
     Protocol,
@@ -47,6 +48,7 @@ class Stacked:
     """What the ranker learns from: `rows` with labels, and their `matrix` (rows, features) in schema order.
 
     `early` are the models behind the matrix, fitted before the rows; `state` gave the rows their past.
+    `newcomers` is the share of items that nobody had touched in what was chosen.
     """
 
     early: Recommender
@@ -54,6 +56,7 @@ class Stacked:
     state: Replay
     rows: Requests
     matrix: Float32
+    newcomers: float
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,10 @@ def stack(
     rows = labelled_requests(inner, early, state, config, step, seed=seed)
     with step("ranker features") as progress:
         matrix = early.matrix_in_blocks(rows, state, progress)
-    return Stacked(early, features, state, rows, matrix)
+    newcomers = 0.0
+    if config.scoring.newcomers:
+        newcomers = newcomer_share(early.retriever.popularity, inner.requests, inner.positives)
+    return Stacked(early, features, state, rows, matrix, newcomers)
 
 
 def complete(
@@ -131,7 +137,7 @@ def complete(
     final, reports = fit_models(
         train, visible, embeddings, features, config, step, earlier=stacked.early, seed=seed
     )
-    return Fit(final.with_ranker(ranker), features, *reports, ranker_report)
+    return Fit(final.with_ranker(ranker, stacked.newcomers), features, *reports, ranker_report)
 
 
 def stacking_split(train: Dataset, protocol: Protocol, config: Config) -> Split:

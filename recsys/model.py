@@ -62,6 +62,7 @@ class Model:
         settings = {
             "retrieval": asdict(retriever.config),
             "roles": [[name, asdict(role)] for name, role in self.roles.items()],
+            "newcomers": recommender.newcomers,
             "settings": self.settings,
         }
         return {
@@ -112,6 +113,7 @@ class Model:
             features,
             users["known"].to_numpy(),
             catalogue.category,
+            settings["newcomers"],
         )
         return cls(recommender, catalogue, Ids(users["user_id"]), embeddings, roles, settings["settings"])
 

@@ -67,6 +67,13 @@ class Popularity:
         there = self.first_seen < day[:, None] * DAY_S
         return np.where(there, self.first_seen, -np.inf)
 
+    def first_touched(self) -> Float64:
+        """(items,) start of the day of each item's first target event, +inf for never."""
+        first = np.full(len(self.first_seen), np.inf)
+        day = np.repeat(self.days, np.diff(self.offsets)) * DAY_S
+        np.minimum.at(first, self.item_index, day)
+        return first
+
     def to_files(self) -> dict[str, bytes]:
         """Arrays for the bundle."""
         arrays = {

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from recsys.cold_start import rungs
 from recsys.events import Bool, Float32, Float64, Int32, Int64
+from recsys.newcomers import with_newcomers
 from recsys.pairs import DensePairs, SparsePairs, known_rows
 from recsys.ranked import Ranked, top_ranked
 from recsys.ranking import Ranker
@@ -84,6 +85,7 @@ class Recommender:
         features: column definitions.
         known_users: (users,) who was in the collaborative training data.
         category: (items,) category codes, for the cold-start ladder.
+        newcomers: share of untouched items that lists of retrieved candidates are calibrated to.
     """
 
     retriever: Retriever
@@ -92,6 +94,7 @@ class Recommender:
     features: FeatureBuilder
     known_users: Bool
     category: Int32
+    newcomers: float = 0.0
 
     @property
     def pairs(self) -> Pairs:
@@ -107,9 +110,9 @@ class Recommender:
         known = {name: pairs for name, pairs in sparse.items() if len(pairs.values)}
         return {"text": DensePairs(retriever.embeddings), "als": retriever.collaborative.pairs, **known}
 
-    def with_ranker(self, ranker: Ranker) -> Recommender:
-        """The same models with this ranker."""
-        return replace(self, ranker=ranker)
+    def with_ranker(self, ranker: Ranker, newcomers: float = 0.0) -> Recommender:
+        """The same models with this ranker and this share of untouched items."""
+        return replace(self, ranker=ranker, newcomers=newcomers)
 
     def head_scores(self, requests: Requests, reading: Reading) -> Float32:
         """(rows,) click probability of every candidate row."""
@@ -159,7 +162,7 @@ class Recommender:
             rows = slice(requests.offsets[chosen[0]], requests.offsets[chosen[-1] + 1])
             matrix = self.matrix(requests.take(chosen), state, pairs=pairs)
             out[rows] = self.ranker.score(matrix, self.features.schema.digest, threads=threads)
-        return out
+        return with_newcomers(requests, out, self.newcomers)
 
     def candidates(self, requests: Requests, state: State, seen: Seen) -> Requests:
         """The requests with candidates from every source; their own candidates are replaced."""
