@@ -97,5 +97,5 @@ def with_hard_negatives(pairs: NextItems, sources: Sequence[Source], data: Datas
             owner, item, _ = top_items(scores, each)
             rank = np.arange(len(owner)) - np.searchsorted(owner, owner)
             found[first + owner, place, rank] = item
-    flat = found.reshape(len(pairs), -1)
+    flat = found.reshape(len(pairs), len(sources) * each)
     return replace(pairs, negatives=np.where(repeated(flat), np.int32(-1), flat))

@@ -149,7 +149,7 @@ class _NextItem:
         vectors, anchor = self.text.refreshed(view.items, urgency, rng)
         profiles = view.of(vectors)  # (B, D)
         batch = profiles @ vectors[torch.from_numpy(view.positive)].T  # (B, B)
-        others = vectors[torch.from_numpy(view.others)].view(*hard.shape, -1)  # (B, H, D)
+        others = vectors[torch.from_numpy(view.others)].view(*hard.shape, vectors.shape[1])  # (B, H, D)
         mined = (others @ profiles[:, :, None]).squeeze(2)  # (B, H)
         scores = torch.cat([batch.diagonal()[:, None], batch, mined], dim=1) / self.config.temperature
         expected, usable = self._draw(pairs, view, hard >= 0, chance)
