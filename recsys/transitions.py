@@ -41,7 +41,15 @@ class TransitionConfig:
 
 @dataclass(frozen=True)
 class CovisitationConfig:
-    """Settings of the counts by type pair; see `TransitionConfig`."""
+    """Settings of the counts by type pair.
+
+    Attributes:
+        steps: how far apart two events of one history may stand; a pair s steps apart counts 1/s.
+        backward: share of its count that a pair gets whose outcome came first.
+        gap_half_life_days: time between the two events at which the pair counts half.
+        damping: exponent of the popularity of each end in the denominator.
+        neighbours: pairs kept per item.
+    """
 
     steps: int = 8
     backward: float = 0.7
