@@ -21,6 +21,7 @@ from pipelines.terminal import table
 from recsys.evaluation import HEADLINE, headline_values
 from recsys.events import Float32, Float64, Int32, Int64
 from recsys.metrics.intervals import paired_interval
+from recsys.newcomers import with_newcomers
 from recsys.protocols import Protocol, positives_of, with_both_classes
 from recsys.ranking import Ranker, fit_ranker
 from recsys.recommender import Recommender, State, blocks
@@ -127,6 +128,7 @@ def ablated_values(ablated: Sequence[Ablated], held: HeldOut, config: Config, st
             for each in ablated:
                 requests, matrix = matrices.without(each.bit)
                 scores = each.ranker.score(matrix, digest, threads=threads)
+                scores = with_newcomers(requests, scores, held.models.newcomers)
                 values = headline_values(requests, scores, positives, held.protocol)
                 parts[each.kind, each.name].append(values)
             progress(int(chosen[-1]) + 1, len(held.candidates))

@@ -17,6 +17,7 @@ from recsys.dataset import Dataset
 from recsys.errors import RecsysError
 from recsys.evaluation import headline_values
 from recsys.events import Float32, Float64, Int32, Int64
+from recsys.newcomers import with_newcomers
 from recsys.protocols import Protocol, Split, positives_of, slates_from, split, split_at, time_cut
 from recsys.ranking import RankerConfig, fit_ranker
 from recsys.requests import DAY_S, SOURCES, Requests
@@ -97,7 +98,8 @@ def sampled(window: Split, protocol: Protocol, config: Config, max_rows: int, *,
 class Prepared:
     """A window with everything but the ranker: what it learns from, and what it is judged on.
 
-    `matrix` and `held_matrix` are (rows, features) of the candidates in `rows` and in `held`.
+    `matrix` and `held_matrix` are (rows, features) of the candidates in `rows` and in `held`; lists are
+    calibrated to the share `newcomers` of untouched items.
     """
 
     names: tuple[str, ...]
@@ -106,6 +108,7 @@ class Prepared:
     held: Requests
     held_matrix: Float32
     positives: tuple[Int64, Int32]
+    newcomers: float
 
 
 def prepare(
@@ -131,7 +134,7 @@ def prepare(
     with step("validation features") as progress:
         matrix = models.matrix_in_blocks(held, state, progress)
     names = stacked.features.schema.names
-    return Prepared(names, stacked.rows, stacked.matrix, held, matrix, window.positives)
+    return Prepared(names, stacked.rows, stacked.matrix, held, matrix, window.positives, stacked.newcomers)
 
 
 def judge(
@@ -141,4 +144,5 @@ def judge(
     with step("ranker"):
         ranker, _ = fit_ranker(prepared.matrix, prepared.rows, prepared.names, "", config, seed=seed)
         scores = ranker.score(prepared.held_matrix, "", threads=config.threads)
+    scores = with_newcomers(prepared.held, scores, prepared.newcomers)
     return headline_values(prepared.held, scores, prepared.positives, protocol)
