@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.exceptions import TyperException
 
+from pipelines.failures import run_to_exit
 from pipelines.home import DEFAULT_NAME, Home
+from pipelines.options import (
+    ConfigOption,
+    DataArgument,
+    HomeOption,
+    JsonOption,
+    MaxBadOption,
+    NameOption,
+    SetOption,
+    TrackingOption,
+    repeated,
+)
 from pipelines.terminal import Terminal
-from recsys.errors import EXIT_DATA, EXIT_SOFTWARE, EXIT_UNAVAILABLE, EXIT_USAGE, RecsysError
+from recsys.errors import EXIT_USAGE, RecsysError
 
 app = typer.Typer(
     name="recsys",
@@ -26,22 +36,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="Where everything is kept (RECSYS_HOME, else ./.recsys).")
-]
-TrackingOption = Annotated[
-    str | None,
-    typer.Option("--tracking-uri", help="MLflow tracking server; default: an SQLite file in the home."),
-]
-NameOption = Annotated[str, typer.Option("--name", help="Registered model name.")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="section.key=value; may be given more than once.")
-]
-MaxBadOption = Annotated[float, typer.Option(help="Largest share of quarantined rows that is put up with.")]
-DataArgument = Annotated[Path, typer.Argument(help="Folder in the dataset layout.")]
 
 
 @app.command()
@@ -359,39 +353,4 @@ def _print_lines(lines: list[str], console: Any) -> None:
 
 def main() -> NoReturn:
     """Run the command line; a failure ends with one line on standard error and a sysexits number."""
-    try:
-        code = app(_repeated(sys.argv[1:], "--seeds"), standalone_mode=False)
-    except RecsysError as error:
-        _fail(error.code, error.what, error.where, error.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except TyperException as error:
-        _fail("usage", error.format_message() or "give a command: recsys --help lists them", "", EXIT_USAGE)
-    except KeyboardInterrupt:
-        _fail("interrupted", "stopped by the user", "", 130)
-    except ModuleNotFoundError as error:
-        what = f"module {error.name} is missing: install recsys[train]"
-        _fail("missing_extra", what, "", EXIT_UNAVAILABLE)
-    except Exception as error:
-        if os.environ.get("RECSYS_TRACEBACK"):
-            traceback.print_exc()
-        what = f"{type(error).__name__}: {error} (RECSYS_TRACEBACK=1 shows where)"
-        _fail("internal", " ".join(what.split())[:500], "", EXIT_SOFTWARE)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _repeated(words: list[str], option: str) -> list[str]:
-    """`--seeds 0 1 2` as `--seeds 0 --seeds 1 --seeds 2`, the form that the parser knows."""
-    out: list[str] = []
-    within = False
-    for word in words:
-        if within and out[-1] != option and word.isdecimal():
-            out.append(option)
-        within = word == option or (within and word.isdecimal())
-        out.append(word)
-    return out
-
-
-def _fail(code: str, what: str, where: str, exit_code: int) -> NoReturn:
-    print(f"error: {code}: {' '.join(f'{what} {where}'.split())}", file=sys.stderr)
-    sys.exit(exit_code or EXIT_DATA)
+    run_to_exit(lambda: app(repeated(sys.argv[1:], "--seeds"), standalone_mode=False))

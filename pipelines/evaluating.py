@@ -105,7 +105,7 @@ def evaluate(
     again without each feature family and each source; `rerank` tells the price of rerankers (not for
     slates), `off_policy` what our lists would have earned in place of logged slates (for slates only).
     """
-    slates = _further_data(data, protocol, config, rerank=rerank, off_policy=off_policy)
+    slates = _held_out_slates(data, protocol, config, rerank=rerank, off_policy=off_policy)
     window = split(data, protocol)
     text = fit_text(
         stacking_split(window.train, protocol, config).train, config, home, terminal.step, seed=seeds[0]
@@ -132,8 +132,7 @@ def evaluate(
                 window, fitted.recommender, history, protocol, terminal, seed=seed, names=names
             )
         if rerank and place == 0:
-            catalogue = window.train.catalogue
-            scored = Scored(candidates, scores["full"], window.positives, catalogue, vectors)
+            scored = Scored(candidates, scores["full"], window.positives, window.train.catalogue, vectors)
             further["reranking"] = reranking_prices(scored, config.reranking, step, seed=seed)
         if slates is not None and place == 0:
             further["off_policy"] = off_policy_value(window, slates, fitted.recommender, state, config, step)
@@ -145,7 +144,7 @@ def evaluate(
     return Evaluated(window, _averaged(runs), text, fits, protocol, ablations, further)
 
 
-def _further_data(
+def _held_out_slates(
     data: Dataset, protocol: Protocol, config: Config, *, rerank: bool, off_policy: bool
 ) -> Slates | None:
     """The held-out slates where off-policy estimates are wanted; what cannot be done is refused at once.

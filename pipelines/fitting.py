@@ -32,6 +32,7 @@ from recsys.protocols import (
 )
 from recsys.ranking import RankerReport, fit_ranker
 from recsys.recommender import Recommender, State, request_blocks
+from recsys.relevance import RelevanceHead
 from recsys.relevance_examples import Examples, SamplingConfig, sampled_examples, slate_examples
 from recsys.relevance_training import HeadReport, fit_head
 from recsys.requests import HistoryBatch, Requests
@@ -179,17 +180,7 @@ def fit_models(
             progress=progress,
         )
     with step("relevance head") as progress:
-        examples = head_examples(train, config, seed=seed)
-        history = HistoryBatch.of(train.histories, examples.requests, limit=config.head.history_limit)
-        head_config = replace(config.head, seed=seed)
-        head, head_report = fit_head(
-            examples,
-            history,
-            embeddings,
-            train.weights,
-            head_config,
-            on_epoch=lambda epoch, _: progress(epoch, head_config.epochs),
-        )
+        head, head_report = head_of(train, embeddings, config, progress, seed=seed)
     retriever = Retriever(
         collaborative,
         transitions,
@@ -203,6 +194,28 @@ def fit_models(
     known = known_users(train)
     recommender = Recommender(retriever, head, None, features, known, train.catalogue.category)
     return recommender, (sequence_report, head_report)
+
+
+def head_of(
+    train: Dataset,
+    embeddings: Float32,
+    config: Config,
+    progress: Callable[[int, int], None],
+    *,
+    seed: int = 0,
+) -> tuple[RelevanceHead, HeadReport]:
+    """The relevance head, fitted on the newest of what `train` shows."""
+    examples = head_examples(train, config, seed=seed)
+    history = HistoryBatch.of(train.histories, examples.requests, limit=config.head.history_limit)
+    settings = replace(config.head, seed=seed)
+    return fit_head(
+        examples,
+        history,
+        embeddings,
+        train.weights,
+        settings,
+        on_epoch=lambda epoch, _: progress(epoch, settings.epochs),
+    )
 
 
 def known_users(train: Dataset) -> Bool:

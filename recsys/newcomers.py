@@ -28,7 +28,7 @@ def newcomer_share(popularity: Popularity, requests: Requests, positives: tuple[
     if not len(items):
         return 0.0
     moment = np.repeat(requests.timestamp, np.diff(offsets))
-    return float((popularity.first_touched()[items] >= moment).mean())
+    return float((popularity.first_touched[items] >= moment).mean())
 
 
 def with_newcomers(requests: Requests, scores: Float64, share: float) -> Float64:

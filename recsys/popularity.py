@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -67,6 +68,7 @@ class Popularity:
         there = self.first_seen < day[:, None] * DAY_S
         return np.where(there, self.first_seen, -np.inf)
 
+    @cached_property
     def first_touched(self) -> Float64:
         """(items,) start of the day of each item's first target event, +inf for never."""
         first = np.full(len(self.first_seen), np.inf)

@@ -128,6 +128,7 @@ def fit_ranker(
 ) -> tuple[Ranker, RankerReport]:
     """Fit on labelled requests; `matrix` (rows, features) is aligned with the candidate rows.
 
+    The newest requests tell how many trees there should be; so many are then fitted on all of them.
     Positions enter as LightGBM's position bias where every row has one. Labels are 0 or more.
 
     Raises:
@@ -135,13 +136,32 @@ def fit_ranker(
     """
     if len(requests) < 2 or not len(matrix):
         raise RecsysError("no_training_rows", "the log has too few requests with a positive to fit a ranker")
+    order, parameters = _shuffled(requests, seed), _parameters(config, seed)
+    trees, ndcg = _trees_wanted(matrix, requests, order, names, config, parameters)
+    every = np.arange(len(requests), dtype=np.int64)
+    booster = lgb.train(
+        parameters, _lgb_dataset(matrix, requests, every, order, names), num_boost_round=trees
+    )
+    gain = dict(zip(names, booster.feature_importance("gain").tolist(), strict=True))
+    ranked = dict(sorted(gain.items(), key=lambda pair: -pair[1]))
+    return Ranker(booster, names, schema_hash), RankerReport(booster.num_trees(), len(matrix), ndcg, ranked)
+
+
+def _trees_wanted(
+    matrix: Float32,
+    requests: Requests,
+    order: Int64,
+    names: Sequence[str],
+    config: RankerConfig,
+    parameters: dict[str, object],
+) -> tuple[int, float]:
+    """How many trees rank the validation requests best, and their NDCG@10 there."""
     fit, held = split_requests(requests, config.validation_share)
-    order = _shuffled(requests, seed)
     train = _lgb_dataset(matrix, requests, fit, order, names)
     valid = _lgb_dataset(matrix, requests, held, order, names, reference=train)
     history: dict[str, dict[str, list[float]]] = {}
     booster = lgb.train(
-        _parameters(config, seed),
+        parameters,
         train,
         num_boost_round=config.rounds,
         valid_sets=[valid],
@@ -151,12 +171,7 @@ def fit_ranker(
             lgb.record_evaluation(history),
         ],
     )
-    booster = lgb.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
-    curve = history["validation"]["ndcg@10"]
-    gain = dict(zip(names, booster.feature_importance("gain").tolist(), strict=True))
-    ranked = dict(sorted(gain.items(), key=lambda pair: -pair[1]))
-    report = RankerReport(booster.num_trees(), len(matrix), float(max(curve)), ranked)
-    return Ranker(booster, names, schema_hash), report
+    return booster.best_iteration, float(max(history["validation"]["ndcg@10"]))
 
 
 def _shuffled(requests: Requests, seed: int) -> Int64:

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from safetensors.numpy import load, save
 
 from recsys.events import Bool, Float32, Int32, Int64
@@ -197,7 +197,7 @@ class SequenceModel:
         return cls(learned, bias, SequenceWeights(**arrays), embeddings, config)
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _read(
     inputs: Float32,
     known: Bool,
@@ -206,11 +206,14 @@ def _read(
     item_index: Int32,
     limit: int,
 ) -> Float32:
-    """One recurrence a request, in an order of additions that no other request changes."""
+    """One recurrence a request, in an order of additions that no other request changes.
+
+    On one thread: of numba's threading layers the one that is always there must not be entered twice.
+    """
     state_weights, state_bias, output, output_bias = weights
     dim = output.shape[0]
     out = np.zeros((len(offsets) - 1, dim), np.float32)
-    for q in prange(len(offsets) - 1):
+    for q in range(len(offsets) - 1):
         h = np.zeros(dim, np.float32)
         gates = np.empty(3 * dim, np.float32)
         found = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -103,6 +104,7 @@ class Retriever:
         recency = history.recency_weights(
             self.weights, half_life_days=config.half_life_days, position_decay=config.position_decay
         )
+        text = cache(lambda: sources.text_scores(self.embeddings, history, recency))
         blocks: dict[str, Callable[[], Float32]] = {
             "als": lambda: sources.als_scores(self.collaborative, history, self.weights),
             "item_item": lambda: sources.neighbour_scores(self.collaborative.item_item, history, recency),
@@ -110,10 +112,8 @@ class Retriever:
             "transition": lambda: sources.neighbour_scores(self.transitions, history, recency),
             "covisitation": lambda: sources.neighbour_scores(self.covisitation.to_outcome, history, recency),
             "sequence": lambda: self.sequence.block_scores(history),
-            "text": lambda: sources.text_scores(self.embeddings, history, recency),
-            "cold": lambda: sources.cold_scores(
-                sources.text_scores(self.embeddings, history, recency), self.popularity, requests.timestamp
-            ),
+            "text": lambda: text().copy(),
+            "cold": lambda: sources.cold_scores(text(), self.popularity, requests.timestamp),
             "fresh": lambda: sources.fresh_scores(self.popularity, requests.timestamp),
             "popular": lambda: sources.popular_scores(self.popularity, requests.timestamp),
         }

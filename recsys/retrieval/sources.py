@@ -51,10 +51,9 @@ def text_scores(embeddings: Float32, history: HistoryBatch, recency: Float64) ->
 
 def cold_scores(text: Float32, popularity: Popularity, timestamp: Float64) -> Float32:
     """`text` (requests, items) of the items that nobody had touched by the last midnight, -inf elsewhere."""
-    day = np.floor(timestamp / DAY_S).astype(np.int64)
-    days, inverse = np.unique(day, return_inverse=True)
-    touched = popularity.scores(days) > 0.0
-    return np.where(touched[inverse], np.float32(-np.inf), text)
+    midnight = np.floor(timestamp / DAY_S) * DAY_S
+    touched = popularity.first_touched < midnight[:, None]
+    return np.where(touched, np.float32(-np.inf), text)
 
 
 def popular_scores(popularity: Popularity, timestamp: Float64) -> Float32:

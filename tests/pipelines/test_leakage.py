@@ -20,6 +20,8 @@ from recsys.simulation import SimulationConfig, simulate
 
 SETTINGS = [
     "collaborative.embedding_dim=16",
+    "sequence.embedding_dim=16",
+    "sequence.epochs=2",
     "head.epochs=1",
     "ranker.rounds=30",
     "ranker.min_data_in_leaf=20",
