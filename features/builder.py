@@ -33,7 +33,7 @@ from recsys.requests import SOURCES, Requests
 
 PairScores = Mapping[str, DensePairs | SparsePairs]
 
-HISTORY_LIMIT = 50
+HISTORY_LIMIT = 150
 
 
 class Features:

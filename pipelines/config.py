@@ -54,7 +54,9 @@ class StackingConfig:
 
     Attributes:
         share: newest share of the events (protocol time) whose users are asked.
-        moments: how often, at even steps through that share, its users are asked (protocol time).
+        moments: how often, at even steps through that share, its users are asked (protocol time); how many
+            of the newest events of a user are asked for at most (protocol last).
+        one_in: of so many events of a user one is asked for (protocol last); at least one is.
         strangers: most requests of users without history, for each one of a user with one.
         slate_share: newest share of the slates that the ranker learns from.
         head_requests: newest slates (or events, where there are none) that the relevance head learns from.
@@ -63,6 +65,7 @@ class StackingConfig:
 
     share: float = 0.1
     moments: int = 3
+    one_in: int = 30
     strangers: float = 0.25
     slate_share: float = 0.75
     head_requests: int = 10_000
@@ -82,7 +85,7 @@ class ScoringConfig:
     """
 
     top_k: int = 20
-    history_limit: int = 50
+    history_limit: int = 150
     threads: int = 2
     newcomers: bool = True
 

@@ -25,6 +25,7 @@ from recsys.protocols import (
     positives_of,
     slates_from,
     split,
+    split_last,
     split_rolling,
     time_cut,
     with_both_classes,
@@ -150,6 +151,8 @@ def stacking_split(train: Dataset, protocol: Protocol, config: Config) -> Split:
     if protocol == "slate" and train.slates is not None:
         cut = float(np.quantile(train.slates.timestamp, 1.0 - config.stacking.slate_share))
         return slates_from(train, cut)
+    if protocol == "last":
+        return split_last(train, most=config.stacking.moments, one_in=config.stacking.one_in)
     return split(train, protocol)
 
 

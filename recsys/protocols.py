@@ -48,7 +48,7 @@ def split(data: Dataset, protocol: Protocol, *, share: float = 0.1) -> Split:
     if protocol == "time":
         return split_at(data, time_cut(data, share))
     if protocol == "last":
-        return _last_split(data)
+        return split_last(data)
     if data.slates is None:
         raise RecsysError("nothing_to_test", "protocol slate needs an impressions table", data.name)
     return slates_from(data, last_day(data.slates))
@@ -132,21 +132,32 @@ def slates_from(data: Dataset, as_of: float) -> Split:
     return Split(data.before(as_of), data, requests, positives)
 
 
-def _last_split(data: Dataset) -> Split:
+def split_last(data: Dataset, *, most: int = 1, one_in: int = 1) -> Split:
+    """Ask every user with three events or more for the newest ones, each at its own moment.
+
+    Of n events one in `one_in` is asked for, `most` at most and one at least. Models may be fitted on what
+    none of them is in; what a user did before the moment of a request may be read for it.
+
+    Raises:
+        RecsysError: `nothing_to_test` where no user has three events.
+    """
     histories = data.histories
-    long_enough = np.flatnonzero(np.diff(histories.offsets) >= 3)
-    if not len(long_enough):
+    lengths = np.diff(histories.offsets)
+    users = np.flatnonzero(lengths >= 3)
+    if not len(users):
         raise RecsysError("nothing_to_test", "protocol last needs users with three events", data.name)
-    last = histories.offsets[long_enough + 1] - 1
+    stop = histories.offsets[users + 1]
+    asked = np.clip(lengths[users] // one_in, 1, np.minimum(most, lengths[users] - 2))
+    last, users = concatenated_ranges(stop - asked, stop), np.repeat(users, asked)
     hidden = histories.sequence[last]
     keep = np.ones(len(data.events), np.bool_)
     keep[hidden] = False
     slates = data.slates
     if slates is not None:
-        slates = _never_showing(slates, long_enough, histories.item_index[last], len(data.catalogue))
+        slates = _never_showing(slates, users, histories.item_index[last], len(data.catalogue))
     train = data.with_log(data.events.take(keep), slates)
     requests = Requests.of(
-        long_enough.astype(np.int32),
+        users.astype(np.int32),
         histories.timestamp[last],
         hidden,
         (np.zeros(len(hidden) + 1, np.int64), np.zeros(0, np.int32)),

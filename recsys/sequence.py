@@ -45,7 +45,7 @@ class SequenceConfig:
         epochs: passes over the training windows; 0 leaves the model out.
         warm_epochs: passes when a fit goes on from a model of an earlier log.
         events_max: events seen in training at most; passes are cut down to it, then the oldest windows.
-        batch_size: windows in a step.
+        batch_size: windows in a step at most. `batch_events`: events in a step at most, but one window.
         learning_rate: highest of the cosine schedule.
         dropout: of item vectors on the way in and of states on the way out.
         text_only: share of items in a step whose learned row is dropped, so that text learns to stand in.
@@ -54,11 +54,12 @@ class SequenceConfig:
     """
 
     embedding_dim: int = 128
-    history_limit: int = 50
+    history_limit: int = 150
     epochs: int = 14
     warm_epochs: int = 4
     events_max: int = 14_000_000
     batch_size: int = 64
+    batch_events: int = 3_200
     learning_rate: float = 2e-3
     dropout: float = 0.2
     text_only: float = 0.1

@@ -133,6 +133,21 @@ def training_windows(histories: Histories, config: SequenceConfig) -> Windows:
     return Windows(histories.item_index.astype(np.int64), start[kept], stop[kept])
 
 
+def steps_of(lengths: Int64, config: SequenceConfig) -> list[int]:
+    """Number of the first window of each step, for windows of these lengths in their order.
+
+    A step holds `batch_size` windows at most, and `batch_events` events with the padding, but one window.
+    """
+    first, longest = [0], 0
+    for place, length in enumerate(lengths.tolist()):
+        longest = max(longest, length - 1)
+        count = place - first[-1] + 1
+        if count > 1 and (count > config.batch_size or count * longest > config.batch_events):
+            first.append(place)
+            longest = length - 1
+    return first
+
+
 def _epochs(windows: Windows, config: SequenceConfig, *, warm: bool) -> int:
     """Passes that the settings and `events_max` allow; one at least where there is anything to learn."""
     events = int((windows.stop - windows.start).sum())
@@ -214,7 +229,7 @@ class _Training:
         expected = np.maximum(drawn / drawn.sum() * config.negatives, 1e-12)
         self.log_expected = torch.from_numpy(np.log(expected).astype(np.float32))
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.98))
-        steps = epochs * math.ceil(len(windows.start) / config.batch_size)
+        steps = epochs * len(steps_of(np.sort(windows.stop - windows.start), config))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, steps))
 
     def epoch(self) -> float:
@@ -229,11 +244,9 @@ class _Training:
 
     def _batches(self) -> Iterator[Int64]:
         """Windows of like length together, so that little is padded; batches in random order."""
-        lengths = (self.windows.stop - self.windows.start) + 2.0 * self.rng.random(len(self.windows.start))
-        order = np.argsort(lengths, kind="stable")
-        batches = [
-            order[i : i + self.config.batch_size] for i in range(0, len(order), self.config.batch_size)
-        ]
+        lengths = self.windows.stop - self.windows.start
+        order = np.argsort(lengths + 2.0 * self.rng.random(len(lengths)), kind="stable")
+        batches = np.split(order, steps_of(lengths[order], self.config)[1:])
         for place in self.rng.permutation(len(batches)):
             yield batches[place]
 

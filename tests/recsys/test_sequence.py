@@ -1,6 +1,7 @@
 """The sequence model: scoring equals torch, learns an order, knows what it does not know."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ from recsys.sequence_training import (
     fit_sequence,
     same_items,
     sampled_softmax,
+    steps_of,
     training_windows,
 )
 
@@ -153,6 +155,14 @@ def test_windows_cover_every_step_once(log: Dataset) -> None:
     newest = log.histories.timestamp[few.stop - 1].min()
     left_out = np.setdiff1d(windows.stop, few.stop)
     assert (log.histories.timestamp[left_out - 1] <= newest).all()
+
+
+def test_a_step_holds_no_more_windows_and_events_than_are_set() -> None:
+    config = replace(CONFIG, batch_size=4, batch_events=20)
+    lengths = np.array([2, 2, 2, 2, 2, 3, 6, 6, 11, 30, 41])  # of events; one less is predicted
+    first = steps_of(lengths, config)
+    assert first == [0, 4, 8, 9, 10]
+    assert steps_of(lengths[:0], config) == [0]
 
 
 def test_a_log_without_sequences_gives_the_empty_model(log: Dataset, embeddings: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from recsys.protocols import (
     slates_from,
     split,
     split_at,
+    split_last,
     split_rolling,
     time_cut,
     with_both_classes,
@@ -107,6 +108,19 @@ def test_last_breaks_ties_in_time_by_the_order_of_the_log():
     history = HistoryBatch.of(window.visible.histories, window.requests)
     assert history.item_index.tolist() == [1, 2]  # all but the hidden one are known
     assert window.train.events.item_index.tolist() == [1, 2, 3]
+
+
+def test_last_asks_long_histories_for_more_of_their_newest_events():
+    log = clicks(*(("u", item, item) for item in range(9)), *(("v", item, item + 0.5) for item in range(3)))
+    data = make_dataset(log)
+    window = split_last(data, most=3, one_in=4)
+    assert window.positives[1].tolist() == [7, 8, 2]  # two of nine, one of three
+    assert window.requests.timestamp.tolist() == [7.0, 8.0, 2.5]
+    history = HistoryBatch.of(window.visible.histories, window.requests)
+    assert np.diff(history.offsets).tolist() == [7, 8, 2]  # an event asked for is history of the next
+    fitted = window.train.events
+    assert len(fitted) == len(log) - 3
+    assert split_last(data, most=9, one_in=1).positives[1].tolist() == [2, 3, 4, 5, 6, 7, 8, 2]
 
 
 def test_last_lets_no_slate_of_training_show_the_hidden_answer():
