@@ -69,7 +69,7 @@ class StackingConfig:
     strangers: float = 0.25
     slate_share: float = 0.75
     head_requests: int = 10_000
-    max_rows: int = 1_000_000
+    max_rows: int = 3_000_000
 
 
 @dataclass(frozen=True)

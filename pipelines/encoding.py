@@ -23,6 +23,7 @@ from recsys.text.finetuning import Behaviour, finetune
 from recsys.text.item_text import catalogue_texts
 from recsys.text.openvino_runtime import OpenVinoEncoder
 from recsys.text.quantization import build_encoder
+from recsys.text.settings import FinetuneConfig
 from recsys.text.student import distil, fingerprint
 from recsys.text.teacher import Teacher, load_teacher
 from recsys.text.transformer import TextTransformer
@@ -91,7 +92,7 @@ def adapted(
     seed: int = 0,
 ) -> tuple[TextTransformer, dict[str, Any]]:
     """The student after fine-tuning on behaviour; unchanged where that did not help what was held out."""
-    settings = replace(config.finetuning, seed=seed)
+    settings = replace(with_objective(config.finetuning, data), seed=seed)
     if settings.mode == "frozen":
         return student, {"mode": "frozen"}
     with step("student embeddings"):
@@ -111,6 +112,13 @@ def adapted(
             student, teacher.tokenizer, catalogue, behaviour, settings, progress=progress
         )
     return tuned, asdict(report)
+
+
+def with_objective(settings: FinetuneConfig, data: Dataset) -> FinetuneConfig:
+    """The settings with `auto` replaced by what the log can teach."""
+    if settings.objective != "auto":
+        return settings
+    return replace(settings, objective="contrastive" if data.slates is None else "click")
 
 
 def click_behaviour(data: Dataset, config: Config, *, seed: int = 0) -> Behaviour:

@@ -71,7 +71,8 @@ class FinetuneConfig:
 
     Attributes:
         objective: `click` learns labelled requests through the relevance head, `contrastive` the next
-            item of a history.
+            item of a history; `auto` is `click` where impressions tell what was not clicked, else
+            `contrastive`.
         mode: `full` trains all layers (the word table stays, as in distillation), `lora` low-rank
             updates of the attention's query and value maps, `frozen` nothing.
         max_steps: optimiser steps.
@@ -94,7 +95,7 @@ class FinetuneConfig:
         seed: of order, sampling and LoRA's start.
     """
 
-    objective: Literal["click", "contrastive"] = "click"
+    objective: Literal["auto", "click", "contrastive"] = "auto"
     mode: Literal["full", "lora", "frozen"] = "full"
     max_steps: int = 100
     batch_size: int = 16
