@@ -110,38 +110,85 @@ def evaluate(
     text = fit_text(
         stacking_split(window.train, protocol, config).train, config, home, terminal.step, seed=seeds[0]
     )
+    first = Asked(BASELINES if baselines else ("popularity",), ablate, rerank, slates)
+    later = Asked(BASELINES if baselines else (), ablate, rerank=False, slates=None)
+    vectors = text.embeddings.matrix
+    runs = [
+        _run(window, vectors, protocol, config, terminal, later if place else first, seed=seed)
+        for place, seed in enumerate(seeds)
+    ]
+    return Evaluated(
+        window,
+        _averaged([run.measured for run in runs]),
+        text,
+        [run.fit for run in runs],
+        protocol,
+        [run.worth for run in runs if run.worth],
+        runs[0].further,
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured beside the full model: baselines by name, and slates for the off-policy estimates."""
+
+    baselines: tuple[str, ...]
+    ablate: bool
+    rerank: bool
+    slates: Slates | None
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """What one seed gave; `worth` is empty where nothing was ablated."""
+
+    fit: Fit
+    measured: Evaluation
+    worth: Worth
+    further: dict[str, Any]
+
+
+def _run(
+    window: Split,
+    vectors: Float32,
+    protocol: Protocol,
+    config: Config,
+    terminal: Terminal,
+    asked: Asked,
+    *,
+    seed: int,
+) -> SeedRun:
+    """Fit once and measure what is asked for."""
+    step = terminal.step
+    stacked = stack(window.train, protocol, vectors, config, step, seed=seed)
+    fitted = complete(stacked, window.train, window.visible, vectors, config, step, seed=seed)
+    ablated = ablated_rankers(stacked, config, step, seed=seed) if asked.ablate else []
+    del stacked
+    models, state = fitted.recommender, Replay(window.visible, fitted.features)
+    candidates = candidates_of(window, models, state, protocol, step)
+    scores = model_scores(candidates, models, state, config, step)
+    outputs = scores if protocol == "slate" else lists_of(candidates, scores)
+    worth: Worth = {}
+    if asked.ablate:
+        held = HeldOut(models, state, candidates, window.positives, protocol)
+        worth = ablated_values(ablated, held, config, step)
     history = history_of(window, config)
-    vectors, step = text.embeddings.matrix, terminal.step
-    fits, runs, ablations = [], [], []
+    if asked.baselines:
+        outputs |= baseline_outputs(
+            window, models, history, protocol, terminal, seed=seed, names=asked.baselines
+        )
     further: dict[str, Any] = {}
-    for place, seed in enumerate(seeds):
-        stacked = stack(window.train, protocol, vectors, config, step, seed=seed)
-        fitted = complete(stacked, window.train, window.visible, vectors, config, step, seed=seed)
-        ablated = ablated_rankers(stacked, config, step, seed=seed) if ablate else []
-        del stacked
-        state = Replay(window.visible, fitted.features)
-        candidates = candidates_of(window, fitted.recommender, state, protocol, step)
-        scores = model_scores(candidates, fitted.recommender, state, config, step)
-        outputs = scores if protocol == "slate" else lists_of(candidates, scores)
-        if ablate:
-            held = HeldOut(fitted.recommender, state, candidates, window.positives, protocol)
-            ablations.append(ablated_values(ablated, held, config, step))
-        if baselines or place == 0:
-            names = BASELINES if baselines else ("popularity",)
-            outputs |= baseline_outputs(
-                window, fitted.recommender, history, protocol, terminal, seed=seed, names=names
-            )
-        if rerank and place == 0:
-            scored = Scored(candidates, scores["full"], window.positives, window.train.catalogue, vectors)
-            further["reranking"] = reranking_prices(scored, config.reranking, step, seed=seed)
-        if slates is not None and place == 0:
-            further["off_policy"] = off_policy_value(window, slates, fitted.recommender, state, config, step)
-        cold = {}
-        if protocol != "slate":
-            cold = cold_lists(window, candidates, scores["full"], fitted.recommender, history, step)
-        fits.append(fitted)
-        runs.append(_measure(window, outputs, cold, np.diff(history.offsets), protocol))
-    return Evaluated(window, _averaged(runs), text, fits, protocol, ablations, further)
+    if asked.rerank:
+        scored = Scored(candidates, scores["full"], window.positives, window.train.catalogue, vectors)
+        further["reranking"] = reranking_prices(scored, config.reranking, step, seed=seed)
+    if asked.slates is not None:
+        further["off_policy"] = off_policy_value(window, asked.slates, models, state, config, step)
+    cold = {}
+    if protocol != "slate":
+        cold = cold_lists(window, candidates, scores["full"], models, history, step)
+    return SeedRun(
+        fitted, _measure(window, outputs, cold, np.diff(history.offsets), protocol), worth, further
+    )
 
 
 def _held_out_slates(

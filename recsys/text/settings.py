@@ -50,7 +50,7 @@ class ContrastConfig:
         batch_size: pairs a step; each has the positives of the others as negatives.
         temperature: divides similarities; the smaller, the more the nearest negatives count.
         log_q: correct each negative for how often it is drawn; else all count alike.
-        hard_negatives: mined negatives of a pair that a step draws; 0 for none.
+        hard_negatives: mined negatives of a pair that a step draws; 0 mines none.
         mined: best items of each candidate source that they are drawn from.
         history_limit: newest history events of a pair.
         holdout_texts: texts encoded at most to judge the encoder.
@@ -59,7 +59,7 @@ class ContrastConfig:
     batch_size: int = 64
     temperature: float = 0.05
     log_q: bool = True
-    hard_negatives: int = 4
+    hard_negatives: int = 0
     mined: int = 10
     history_limit: int = 6
     holdout_texts: int = 1500

@@ -49,6 +49,7 @@ from recsys.text.teacher import load_teacher
 from recsys.text.transformer import TextTransformer
 
 JUDGED_REQUESTS = 5_000
+HARD_NEGATIVES = 4
 
 
 def variants(config: Config) -> dict[str, FinetuneConfig]:
@@ -61,10 +62,17 @@ def variants(config: Config) -> dict[str, FinetuneConfig]:
             named[f"{name}, {mode}"] = replace(objective, objective=name, mode=mode)
     full = replace(contrastive, mode="full")
     named["contrastive, full, no log-Q"] = replace(full, contrast=replace(full.contrast, log_q=False))
-    named["contrastive, full, no hard negatives"] = replace(
-        full, contrast=replace(full.contrast, hard_negatives=0)
+    named["contrastive, full, hard negatives"] = replace(
+        full, contrast=replace(full.contrast, hard_negatives=HARD_NEGATIVES)
     )
     return named
+
+
+def mining(config: Config) -> Config:
+    """The configuration with hard negatives."""
+    tuning = config.finetuning
+    contrast = replace(tuning.contrast, hard_negatives=HARD_NEGATIVES)
+    return replace(config, finetuning=replace(tuning, contrast=contrast))
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ class Trial:
             train = self.window.train
             self.behaviour = click_behaviour(train, config, seed=config.seed)
             began = time.process_time()
-            self.pairs = contrastive_pairs(train, self.embeddings, config)
+            self.pairs = contrastive_pairs(train, self.embeddings, mining(config))
             self.mining_s = time.process_time() - began
 
     def embed(self, encoder: TextTransformer) -> Float32:
