@@ -48,7 +48,9 @@ def tiny_teacher(made_up_texts: list[str]) -> Teacher:
     trained.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     trained.enable_padding(length=48)
     tokenizer = Tokenizer(trained.to_str().encode(), TokenLimits(max_chars=200, max_tokens=32))
-    shape = Architecture(tokenizer.vocabulary, dim=32, heads=4, feed_forward=64, layers=4, positions=32)
+    shape = Architecture.uniform(
+        tokenizer.vocabulary, dim=32, heads=4, feed_forward=64, layers=4, positions=32
+    )
     torch.set_num_threads(1)  # the model is too small to share out
     with torch.random.fork_rng():
         torch.manual_seed(0)

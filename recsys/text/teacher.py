@@ -103,7 +103,7 @@ def read_checkpoint(files: Mapping[str, bytes]) -> TextTransformer:
         _check_config(config, json.loads(files.get(POOLING_FILE, b"{}")))
         weights = safetensors.torch.load(files["model.safetensors"])
         model = TextTransformer(_architecture(config))
-        model.load_state_dict(_rename(weights, model.architecture.layers))
+        model.load_state_dict(_rename(weights, len(model.architecture.layers)))
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise RecsysError("teacher_invalid", f"the teacher does not load: {reason}") from error
@@ -150,15 +150,15 @@ def _check_config(config: Mapping[str, Any], pooling: Mapping[str, Any]) -> None
 
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:
-    return Architecture(
-        vocabulary=config["vocab_size"],
+    shape = Architecture.uniform(
+        config["vocab_size"],
         dim=config["hidden_size"],
         heads=config["num_attention_heads"],
         feed_forward=config["intermediate_size"],
         layers=config["num_hidden_layers"],
         positions=config["max_position_embeddings"],
-        epsilon=config["layer_norm_eps"],
     )
+    return replace(shape, epsilon=config["layer_norm_eps"])
 
 
 def _rename(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:

@@ -23,60 +23,110 @@ ARCHITECTURE_FILE = "transformer.json"
 
 
 @dataclass(frozen=True)
+class LayerShape:
+    """The shape of one layer: attention heads, and width of the feed-forward part; 0 leaves that part out."""
+
+    heads: int
+    feed_forward: int
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """The shape of a BERT encoder.
+    """The shape of a BERT encoder, whole or compressed.
 
     Attributes:
         vocabulary: rows of the word table.
         dim: width of a token, and of the embedding.
-        heads: attention heads a layer; `dim` is a multiple of it.
-        feed_forward: width of the hidden feed-forward layer.
-        layers: number of layers.
+        head_dim: width of an attention head.
         positions: longest input in tokens.
+        layers: the shape of each layer that has weights of its own.
+        order: numbers of the layers in the order in which they run, a shared one several times; () runs
+            each once.
+        word_rank: width of the word table where it is factorised (its rows then pass a (rank, dim) map), 0
+            where it is not.
         epsilon: of the layer norms.
     """
 
     vocabulary: int
     dim: int
-    heads: int
-    feed_forward: int
-    layers: int
+    head_dim: int
     positions: int
+    layers: tuple[LayerShape, ...]
+    order: tuple[int, ...] = ()
+    word_rank: int = 0
     epsilon: float = 1e-12
+
+    @property
+    def depth(self) -> int:
+        """Layers that a text passes."""
+        return len(self.order or self.layers)
+
+    @classmethod
+    def uniform(
+        cls, vocabulary: int, *, dim: int, heads: int, feed_forward: int, layers: int, positions: int
+    ) -> Architecture:
+        """BERT as it is trained: all layers alike, `dim` shared out among the heads."""
+        shape = LayerShape(heads, feed_forward)
+        return cls(vocabulary, dim, dim // heads, positions, (shape,) * layers)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Architecture:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        record = json.loads(text)
+        record["layers"] = tuple(LayerShape(**layer) for layer in record["layers"])
+        return cls(**record | {"order": tuple(record["order"])})
+
+    def to_json(self) -> bytes:
+        """All of it."""
+        return json.dumps(asdict(self), indent=1).encode()
 
 
 class TransformerLayer(nn.Module):
     """Self-attention, then two dense layers, each added to its input and normalised (post-norm)."""
 
-    def __init__(self, shape: Architecture) -> None:
+    def __init__(self, shape: LayerShape, architecture: Architecture) -> None:
         super().__init__()
-        self.heads = shape.heads
-        self.query = nn.Linear(shape.dim, shape.dim)
-        self.key = nn.Linear(shape.dim, shape.dim)
-        self.value = nn.Linear(shape.dim, shape.dim)
-        self.attention_out = nn.Linear(shape.dim, shape.dim)
-        self.attention_norm = nn.LayerNorm(shape.dim, eps=shape.epsilon)
-        self.expand = nn.Linear(shape.dim, shape.feed_forward)
-        self.contract = nn.Linear(shape.feed_forward, shape.dim)
-        self.output_norm = nn.LayerNorm(shape.dim, eps=shape.epsilon)
+        dim, attended, epsilon = architecture.dim, shape.heads * architecture.head_dim, architecture.epsilon
+        self.shape = shape
+        if shape.heads:
+            self.query = nn.Linear(dim, attended)
+            self.key = nn.Linear(dim, attended)
+            self.value = nn.Linear(dim, attended)
+            self.attention_out = nn.Linear(attended, dim)
+        self.attention_norm = nn.LayerNorm(dim, eps=epsilon)
+        if shape.feed_forward:
+            self.expand = nn.Linear(dim, shape.feed_forward)
+            self.contract = nn.Linear(shape.feed_forward, dim)
+        self.output_norm = nn.LayerNorm(dim, eps=epsilon)
 
     def forward(self, hidden: Tensor, attend: Tensor) -> Tensor:
         """Map (B, T, dim) to (B, T, dim); `attend` (B, 1, 1, T) is added to the attention logits."""
+        if self.shape.heads:
+            hidden = hidden + self._attended(hidden, attend)
+        hidden = self.attention_norm(hidden)
+        if self.shape.feed_forward:
+            hidden = hidden + self.contract(functional.gelu(self.expand(hidden)))
+        return self.output_norm(hidden)
+
+    def _attended(self, hidden: Tensor, attend: Tensor) -> Tensor:
         query, key, value = (
             self._split(part(hidden)) for part in (self.query, self.key, self.value)
-        )  # (B, heads, T, dim / heads)
+        )  # (B, heads, T, head_dim)
         if self.training:
             attended = _attention(query, key, value, attend)
         else:
             attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=attend)
-        attended = attended.transpose(1, 2).flatten(2)  # (B, T, dim)
-        hidden = self.attention_norm(hidden + self.attention_out(attended))
-        return self.output_norm(hidden + self.contract(functional.gelu(self.expand(hidden))))
+        out: Tensor = self.attention_out(attended.transpose(1, 2).flatten(2))  # (B, T, dim)
+        return out
 
     def _split(self, hidden: Tensor) -> Tensor:
-        """(B, T, dim) to (B, heads, T, dim / heads)."""
-        batch, length, dim = hidden.shape
-        return hidden.view(batch, length, self.heads, dim // self.heads).transpose(1, 2)
+        """(B, T, heads * head_dim) to (B, heads, T, head_dim)."""
+        batch, length, width = hidden.shape
+        return hidden.view(batch, length, self.shape.heads, width // self.shape.heads).transpose(1, 2)
 
 
 class TextTransformer(nn.Module):
@@ -88,10 +138,12 @@ class TextTransformer(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.words = nn.Embedding(architecture.vocabulary, architecture.dim)
+        self.words = nn.Embedding(architecture.vocabulary, architecture.word_rank or architecture.dim)
+        if architecture.word_rank:
+            self.word_map = nn.Linear(architecture.word_rank, architecture.dim, bias=False)
         self.positions = nn.Embedding(architecture.positions, architecture.dim)
         self.norm = nn.LayerNorm(architecture.dim, eps=architecture.epsilon)
-        self.layers = nn.ModuleList(TransformerLayer(architecture) for _ in range(architecture.layers))
+        self.layers = nn.ModuleList(TransformerLayer(shape, architecture) for shape in architecture.layers)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed a batch.
@@ -107,11 +159,13 @@ class TextTransformer(nn.Module):
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The last layer's tokens, (B, T, dim); padded places hold numbers without meaning."""
-        hidden = self.words(input_ids) + self.positions.weight[: input_ids.shape[1]]
-        hidden = self.norm(hidden)  # (B, T, dim)
+        words = self.words(input_ids)
+        if self.architecture.word_rank:
+            words = self.word_map(words)
+        hidden = self.norm(words + self.positions.weight[: input_ids.shape[1]])  # (B, T, dim)
         attend = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * torch.finfo(torch.float32).min
-        for layer in self.layers:
-            hidden = layer(hidden, attend)
+        for number in self.architecture.order or range(len(self.layers)):
+            hidden = self.layers[number](hidden, attend)
         return hidden
 
     @property
@@ -136,14 +190,18 @@ class TextTransformer(nn.Module):
         Raises:
             ValueError: there are no such layers.
         """
-        kept = spread_layers(teacher.architecture.layers, layers) if isinstance(layers, int) else list(layers)
-        if not kept or not set(kept) <= set(range(teacher.architecture.layers)):
-            raise ValueError(f"layers {kept} of a model with {teacher.architecture.layers}")
-        student = cls(replace(teacher.architecture, layers=len(kept)))
-        student.words.load_state_dict(teacher.words.state_dict())
-        student.positions.load_state_dict(teacher.positions.state_dict())
-        student.norm.load_state_dict(teacher.norm.state_dict())
-        for layer, source in zip(student.layers, kept, strict=True):
+        shape = teacher.architecture
+        running = shape.order or tuple(range(len(shape.layers)))
+        kept = spread_layers(len(running), layers) if isinstance(layers, int) else list(layers)
+        if not kept or not set(kept) <= set(range(len(running))):
+            raise ValueError(f"layers {kept} of a model with {len(running)}")
+        sources = [running[place] for place in kept]
+        student = cls(replace(shape, layers=tuple(shape.layers[source] for source in sources), order=()))
+        rest = {
+            name: tensor for name, tensor in teacher.state_dict().items() if not name.startswith("layers.")
+        }
+        student.load_state_dict(rest, strict=False)
+        for layer, source in zip(student.layers, sources, strict=True):
             layer.load_state_dict(teacher.layers[source].state_dict())
         return student
 
@@ -151,7 +209,7 @@ class TextTransformer(nn.Module):
         """Weights as safetensors and the architecture as JSON."""
         weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         return {
-            ARCHITECTURE_FILE: json.dumps(asdict(self.architecture), indent=1).encode(),
+            ARCHITECTURE_FILE: self.architecture.to_json(),
             WEIGHTS_FILE: safetensors.torch.save(weights),
         }
 
@@ -163,7 +221,7 @@ class TextTransformer(nn.Module):
             RecsysError: the files do not fit each other.
         """
         try:
-            model = cls(Architecture(**json.loads(files[ARCHITECTURE_FILE])))
+            model = cls(Architecture.from_json(files[ARCHITECTURE_FILE]))
             model.load_state_dict(safetensors.torch.load(files[WEIGHTS_FILE]))
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             reason = str(error).splitlines()[0]
