@@ -169,6 +169,11 @@ class TextTransformer(nn.Module):
         return hidden
 
     @property
+    def weighted_layers(self) -> list[TransformerLayer]:
+        """The layers that have weights of their own, in their numbers' order."""
+        return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
+
+    @property
     def dim(self) -> int:
         """Width of the embedding."""
         return self.architecture.dim
