@@ -23,11 +23,12 @@ from recsys.text.quantization import build_encoder
 from recsys.text.runtime import plan_batches
 from recsys.text.settings import DistillationConfig
 from recsys.text.teacher import Teacher
-from recsys.text.tokenization import pad_batch
+from recsys.text.tokenization import Tokenizer, pad_batch
 from recsys.text.transformer import TextTransformer
 
 ALGORITHM = 2  # part of the fingerprint: raise it when the same inputs give another student
 NEIGHBOURS = 10
+LEARNED = ("layers.", "word_map.")
 
 Progress = Callable[[int, int], None]
 
@@ -92,14 +93,38 @@ def distil(
         the report.
     """
     config = config or DistillationConfig()
-    started = time.monotonic()
-    train, holdout = _lessons(teacher, texts, config)
     student = TextTransformer.from_teacher(teacher.transformer, config.layers)
+    return student, imitate(student, teacher.tokenizer, teacher, texts, config, progress=progress)
+
+
+def imitate(
+    student: TextTransformer,
+    tokenizer: Tokenizer,
+    teacher: Teacher,
+    texts: Sequence[str],
+    config: DistillationConfig,
+    *,
+    progress: Progress | None = None,
+) -> DistillationReport:
+    """Train a student of any shape, in place, to give the teacher's embeddings; evaluation mode afterwards.
+
+    Its layers learn, and the map of a factorised word table; word table and positions stay.
+
+    Args:
+        student: what to train; its embeddings are as wide as the teacher's.
+        tokenizer: the student's own.
+        teacher: what to imitate.
+        texts: as in `distil`.
+        config: `layers` is not read.
+        progress: called with steps done and steps planned.
+    """
+    started = time.monotonic()
+    train, holdout = _lessons(teacher, tokenizer, texts, config)
     run = _Training(student, train, holdout, config, progress or (lambda done, planned: None))
     initial = run.best_cosine
     run.fit(started + config.seconds)
-    report = DistillationReport(
-        layers=config.layers,
+    return DistillationReport(
+        layers=student.architecture.depth,
         parameters=student.parameter_count,
         texts=len(train),
         steps=run.step,
@@ -110,7 +135,6 @@ def distil(
         neighbour_overlap=neighbour_overlap(_embed(student, holdout), holdout.targets),
         stopped_early=run.stopped_early,
     )
-    return student, report
 
 
 def fingerprint(teacher: Teacher, texts: Sequence[str], config: DistillationConfig) -> str:
@@ -147,7 +171,9 @@ def _nearest(matrix: Float32, k: int) -> Int64:
     return np.argpartition(-similarity, k - 1, axis=1)[:, :k]
 
 
-def _lessons(teacher: Teacher, texts: Sequence[str], config: DistillationConfig) -> tuple[_Lesson, _Lesson]:
+def _lessons(
+    teacher: Teacher, tokenizer: Tokenizer, texts: Sequence[str], config: DistillationConfig
+) -> tuple[_Lesson, _Lesson]:
     """Training texts with their altered copies, and held-out texts as they are."""
     rng = np.random.default_rng(config.seed)
     unique = sorted({text for text in texts if text.strip()})
@@ -156,22 +182,23 @@ def _lessons(teacher: Teacher, texts: Sequence[str], config: DistillationConfig)
     holdout, train = chosen[:held], chosen[held:]
     copies = augment(train, rng=rng)
     train = sorted({*train, *copies} - set(holdout))
-    train = _affordable([train[row] for row in rng.permutation(len(train))], teacher, config)
+    train = _affordable([train[row] for row in rng.permutation(len(train))], tokenizer, config)
     # bf16 is exact enough for a target (cosine .99998) and needs no calibration.
     encoder = build_encoder(teacher.transformer, teacher.tokenizer, [], precision="bf16")
-    return _lesson(teacher, encoder.encode(train), train), _lesson(teacher, encoder.encode(holdout), holdout)
+    lessons = [_lesson(tokenizer, encoder.encode(some), some) for some in (train, holdout)]
+    return lessons[0], lessons[1]
 
 
-def _affordable(texts: list[str], teacher: Teacher, config: DistillationConfig) -> list[str]:
+def _affordable(texts: list[str], tokenizer: Tokenizer, config: DistillationConfig) -> list[str]:
     """The first texts, as many as training will read once: the teacher embeds no others."""
-    lengths = np.array([len(ids) for ids in teacher.tokenizer.encode(texts)], np.int64)
+    lengths = np.array([len(ids) for ids in tokenizer.encode(texts)], np.int64)
     before = np.cumsum(lengths) - lengths
     return [text for text, tokens in zip(texts, before, strict=True) if tokens < config.max_tokens_seen]
 
 
-def _lesson(teacher: Teacher, targets: Float32, texts: list[str]) -> _Lesson:
+def _lesson(tokenizer: Tokenizer, targets: Float32, texts: list[str]) -> _Lesson:
     """Texts without a token of their own teach nothing and are left out."""
-    tokens = teacher.tokenizer.encode(texts)
+    tokens = tokenizer.encode(texts)
     rows = [row for row, ids in enumerate(tokens) if ids]
     return _Lesson([tokens[row] for row in rows], targets[rows])
 
@@ -208,7 +235,7 @@ class _Training:
         self.stopped_early = False
         self.best_cosine = self._holdout_cosine()
         self._rng = np.random.default_rng([config.seed, 1])
-        self._learned = list(student.layers.parameters())
+        self._learned = [weight for name, weight in student.named_parameters() if name.startswith(LEARNED)]
         self._optimizer = torch.optim.AdamW(
             self._learned, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
@@ -224,7 +251,7 @@ class _Training:
             else:
                 waited += 1
         self.stopped_early = self.step < self.planned
-        self.student.layers.load_state_dict(best)
+        self.student.load_state_dict(best, strict=False)
         self.student.eval()
 
     def _pass_over_texts(self, deadline: float) -> None:
@@ -260,7 +287,8 @@ class _Training:
         return float(np.einsum("td,td->t", embeddings, self.holdout.targets).mean())
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in self.student.layers.state_dict().items()}
+        weights = self.student.state_dict().items()
+        return {name: tensor.clone() for name, tensor in weights if name.startswith(LEARNED)}
 
 
 def _planned_steps(train: _Lesson, config: DistillationConfig) -> int:
