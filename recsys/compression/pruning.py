@@ -145,21 +145,22 @@ def _cut(
 
 
 def _cut_weights(layer: TransformerLayer, attended: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-    """Weights of one layer over the kept columns of attention and the kept neurons."""
+    """Weights of one layer over the kept columns of attention and the kept neurons; none of a part left out."""
+    by_row = {"query": attended, "key": attended, "value": attended, "expand": hidden}
+    by_column = {"attention_out": attended, "contract": hidden}
     weights = {}
     for name, weight in layer.state_dict().items():
         part, _, kind = name.partition(".")
-        if part in ("query", "key", "value"):
-            weights[name] = weight[attended]
-        elif part == "expand":
-            weights[name] = weight[hidden]
-        elif kind == "weight" and part in ("attention_out", "contract"):
-            weights[name] = weight[:, attended if part == "attention_out" else hidden]
+        kept = by_row.get(part, by_column.get(part))
+        if kept is not None and not len(kept):
+            continue
+        if part in by_row:
+            weights[name] = weight[kept]
+        elif part in by_column and kind == "weight":
+            weights[name] = weight[:, kept]
         else:
             weights[name] = weight
-    left_out = [*(["attention_out", "query", "key", "value"] if not len(attended) else [])]
-    left_out += ["expand", "contract"] if not len(hidden) else []
-    return {name: weight for name, weight in weights.items() if name.partition(".")[0] not in left_out}
+    return weights
 
 
 @torch.no_grad()
