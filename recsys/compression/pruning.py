@@ -145,7 +145,7 @@ def _cut(
 
 
 def _cut_weights(layer: TransformerLayer, attended: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-    """Weights of one layer over the kept columns of attention and the kept neurons; none of a part left out."""
+    """Weights of one layer over kept columns of attention and kept neurons, none of a part left out."""
     by_row = {"query": attended, "key": attended, "value": attended, "expand": hidden}
     by_column = {"attention_out": attended, "contract": hidden}
     weights = {}
