@@ -21,7 +21,8 @@ from recsys.events import Float64, Int64
 from recsys.text.transformer import LayerShape, TextTransformer, TransformerLayer
 
 DIRECTIONS = 4
-REFIT_TOKENS = 20_000
+JUDGING_TEXTS = 256
+REFIT_TEXTS = 1000
 RIDGE = 1e-3
 """Of the mean square of an input, added to the diagonal of the closed form."""
 
@@ -87,7 +88,8 @@ def prune(
 
     Args:
         variant: what to prune; it is not changed.
-        texts: to measure importance and to fit again on.
+        texts: 1,000 of them, evenly spread, are fitted again on, 256 measure importance; their tokens should
+            be many times the neurons kept.
         heads: heads to keep a layer, 0 leaves attention out; None keeps all.
         feed_forward: neurons to keep a layer, likewise.
         refit: whether the maps behind the cuts are fitted again.
@@ -104,7 +106,7 @@ def prune(
     ):
         if wanted is not None and not 0 <= wanted <= most:
             raise ValueError(f"{name} must lie in 0..{most}, not {wanted}")
-    importance = measure_importance(variant, texts, seed=seed)
+    importance = measure_importance(variant, _evenly(texts, JUDGING_TEXTS), seed=seed)
     kept_heads = [_best(values, heads) for values in importance.heads]
     kept_neurons = [_best(values, feed_forward) for values in importance.neurons]
     head_dim = transformer.architecture.head_dim
@@ -119,6 +121,11 @@ def prune(
         ]
     )
     return variant.then(step, pruned.eval())
+
+
+def _evenly(texts: Sequence[str], count: int) -> list[str]:
+    step = max(1, len(texts) // count)
+    return list(texts[::step][:count])
 
 
 def _best(values: Float64, count: int | None) -> Int64:
@@ -173,16 +180,12 @@ def _refit(
 ) -> None:
     """Fit the output maps of `pruned` to the outputs of the whole ones, by least squares over tokens."""
     squares: dict[tuple[int, str], Tensor] = {}
-    tokens = 0
-    for input_ids, mask in variant.batches(texts):
+    for input_ids, mask in variant.batches(_evenly(texts, REFIT_TEXTS)):
         with _inputs_of_outputs(variant.transformer) as inputs:
             variant.transformer(input_ids, mask)
         for place, kind, tensor in inputs:
             rows = nn.functional.pad(tensor[mask.bool()].double(), (0, 1), value=1.0)  # and the intercept
             squares[place, kind] = squares.get((place, kind), 0.0) + rows.T @ rows
-        tokens += int(mask.sum())
-        if tokens >= REFIT_TOKENS:
-            break
     for (place, kind), square in squares.items():
         kept, part = (columns, "attention_out") if kind == "heads" else (neurons, "contract")
         if 0 < len(kept[place]) < len(square) - 1:
