@@ -167,7 +167,7 @@ def evaluate(
     """Fit on the past, score the future, and print a table with intervals."""
     from pipelines.config import load_config
     from pipelines.evaluating import evaluate as run
-    from pipelines.evaluating import peak_memory_mb, print_evaluation
+    from pipelines.evaluation_report import evaluation_document, print_evaluation
     from recsys.protocols import parse_protocol
 
     terminal = Terminal(as_json=as_json)
@@ -187,14 +187,7 @@ def evaluate(
         rerank=rerank,
         off_policy=off_policy,
     )
-    document = {
-        "data": dataset.name,
-        "seeds": list(chosen),
-        **result.document,
-        "seconds": terminal.elapsed(),
-        "peak_memory_mb": peak_memory_mb(),
-        "step_seconds": terminal.seconds,
-    }
+    document = evaluation_document(dataset.name, chosen, result.document, terminal)
     terminal.result(document, lambda console: print_evaluation(document, console))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from features.builder import HISTORY_LIMIT
 from recsys.collaborative import CollaborativeConfig
 from recsys.errors import EXIT_CONFIG, RecsysError
 from recsys.events import DEFAULT_ROLES, EventRole
@@ -85,7 +86,7 @@ class ScoringConfig:
     """
 
     top_k: int = 20
-    history_limit: int = 150
+    history_limit: int = HISTORY_LIMIT
     threads: int = 2
     newcomers: bool = True
 

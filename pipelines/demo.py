@@ -13,7 +13,8 @@ import polars as pl
 from rich.console import Console
 
 from pipelines.config import Config
-from pipelines.evaluating import Evaluated, print_evaluation
+from pipelines.evaluating import Evaluated
+from pipelines.evaluation_report import print_evaluation
 from pipelines.home import DEFAULT_HOME, DEFAULT_NAME, Home
 from pipelines.scoring import NightSettings, night_document, score_night
 from pipelines.terminal import Terminal

@@ -15,7 +15,8 @@ from features.live import LiveState
 from features.replay import Replay
 from pipelines.config import Config
 from pipelines.encoding import TextModel
-from pipelines.evaluating import Evaluated, evaluate, print_evaluation
+from pipelines.evaluating import Evaluated, evaluate
+from pipelines.evaluation_report import print_evaluation
 from pipelines.fitting import Fit, fit, retrieve
 from pipelines.home import Home
 from pipelines.terminal import Terminal

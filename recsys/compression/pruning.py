@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from recsys.compression.variant import Variant
 from recsys.events import Float64, Int64
+from recsys.text.item_text import evenly
 from recsys.text.transformer import LayerShape, TextTransformer, TransformerLayer
 
 DIRECTIONS = 4
@@ -47,32 +48,35 @@ def measure_importance(variant: Variant, texts: Sequence[str], *, seed: int = 0)
         ValueError: no text has a token.
     """
     transformer = variant.transformer.eval()
-    head_dim = transformer.architecture.head_dim
     heads = [np.zeros(layer.shape.heads) for layer in transformer.weighted_layers]
     neurons = [np.zeros(layer.shape.feed_forward) for layer in transformer.weighted_layers]
     generator = torch.Generator().manual_seed(seed)
+    sums = {"heads": heads, "neurons": neurons}
     seen = 0
     for input_ids, mask in variant.batches(texts):
-        with _inputs_of_outputs(transformer) as inputs, torch.enable_grad():
-            embedding = transformer(input_ids, mask)
-            directions = torch.randn(DIRECTIONS, *embedding.shape, generator=generator)
-            for number, direction in enumerate(directions):
-                read = [tensor for _, _, tensor in inputs]
-                gradients = torch.autograd.grad(
-                    (embedding * direction).sum(), read, retain_graph=number + 1 < DIRECTIONS
-                )
-                for (place, kind, tensor), gradient in zip(inputs, gradients, strict=True):
-                    by_gate = (tensor * gradient).sum(1)  # (B, T, width) to (B, width)
-                    if kind == "heads":
-                        by_gate = by_gate.view(len(by_gate), -1, head_dim).sum(2)
-                        heads[place] += by_gate.square().sum(0).double().numpy(force=True)
-                    else:
-                        neurons[place] += by_gate.square().sum(0).double().numpy(force=True)
+        for place, kind, squares in _gate_squares(transformer, input_ids, mask, generator):
+            sums[kind][place] += squares
         seen += len(input_ids)
     if not seen:
         raise ValueError("importance is measured on texts, and none has a token")
     scale = 1.0 / (seen * DIRECTIONS)
     return Importance([values * scale for values in heads], [values * scale for values in neurons])
+
+
+def _gate_squares(
+    transformer: TextTransformer, input_ids: Tensor, mask: Tensor, generator: torch.Generator
+) -> Iterator[tuple[int, str, Float64]]:
+    """(layer, part, squared derivative by each of its gates, summed over the texts) for every direction."""
+    with _inputs_of_outputs(transformer) as inputs, torch.enable_grad():
+        embedding = transformer(input_ids, mask)
+    read = [tensor for _, _, tensor in inputs]
+    for direction in torch.randn(DIRECTIONS, *embedding.shape, generator=generator):
+        gradients = torch.autograd.grad((embedding * direction).sum(), read, retain_graph=True)
+        for (place, kind, tensor), gradient in zip(inputs, gradients, strict=True):
+            by_gate = (tensor * gradient).sum(1)  # (B, T, width) to (B, width)
+            if kind == "heads":
+                by_gate = by_gate.view(len(by_gate), -1, transformer.architecture.head_dim).sum(2)
+            yield place, kind, by_gate.square().sum(0).double().numpy(force=True)
 
 
 def prune(
@@ -106,7 +110,7 @@ def prune(
     ):
         if wanted is not None and not 0 <= wanted <= most:
             raise ValueError(f"{name} must lie in 0..{most}, not {wanted}")
-    importance = measure_importance(variant, _evenly(texts, JUDGING_TEXTS), seed=seed)
+    importance = measure_importance(variant, evenly(texts, JUDGING_TEXTS), seed=seed)
     kept_heads = [_best(values, heads) for values in importance.heads]
     kept_neurons = [_best(values, feed_forward) for values in importance.neurons]
     head_dim = transformer.architecture.head_dim
@@ -123,11 +127,6 @@ def prune(
     return variant.then(step, pruned.eval())
 
 
-def _evenly(texts: Sequence[str], count: int) -> list[str]:
-    step = max(1, len(texts) // count)
-    return list(texts[::step][:count])
-
-
 def _best(values: Float64, count: int | None) -> Int64:
     """Ascending numbers of the `count` highest values."""
     order = np.argsort(-values, kind="stable")
@@ -140,10 +139,7 @@ def _cut(
     """The network over the kept parts; `columns` are those of the kept heads."""
     shapes = tuple(LayerShape(len(h), len(n)) for h, n in zip(heads, neurons, strict=True))
     pruned = TextTransformer(replace(transformer.architecture, layers=shapes))
-    rest = {
-        name: weight for name, weight in transformer.state_dict().items() if not name.startswith("layers.")
-    }
-    pruned.load_state_dict(rest, strict=False)
+    pruned.take_all_but_layers(transformer)
     for layer, source, attended, hidden in zip(
         pruned.weighted_layers, transformer.weighted_layers, columns, neurons, strict=True
     ):
@@ -180,7 +176,7 @@ def _refit(
 ) -> None:
     """Fit the output maps of `pruned` to the outputs of the whole ones, by least squares over tokens."""
     squares: dict[tuple[int, str], Tensor] = {}
-    for input_ids, mask in variant.batches(_evenly(texts, REFIT_TEXTS)):
+    for input_ids, mask in variant.batches(evenly(texts, REFIT_TEXTS)):
         with _inputs_of_outputs(variant.transformer) as inputs:
             variant.transformer(input_ids, mask)
         for place, kind, tensor in inputs:

@@ -27,10 +27,7 @@ def share_layers(variant: Variant, *, group: int = 2) -> Variant:
     depth = len(shape.layers)
     order = tuple(place // group for place in range(depth))
     shared = TextTransformer(replace(shape, layers=shape.layers[: order[-1] + 1], order=order))
-    rest = {
-        name: weight for name, weight in transformer.state_dict().items() if not name.startswith("layers.")
-    }
-    shared.load_state_dict(rest, strict=False)
+    shared.take_all_but_layers(transformer)
     for number, layer in enumerate(shared.layers):
         members = [transformer.layers[place].state_dict() for place in range(depth) if order[place] == number]
         layer.load_state_dict(

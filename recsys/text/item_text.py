@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from recsys.dataset import Catalogue
 
 MAX_CHARS = 400
@@ -28,3 +32,9 @@ def catalogue_texts(catalogue: Catalogue, *, max_chars: int = MAX_CHARS) -> list
 def clean(text: str, max_chars: int) -> str:
     """One line of valid Unicode from the first `max_chars` characters; lone surrogates become "?"."""
     return " ".join(text[:max_chars].encode("utf-8", "replace").decode("utf-8").split())
+
+
+def evenly(texts: Sequence[str], count: int) -> list[str]:
+    """At most `count` of the texts, at even steps."""
+    rows = np.unique(np.linspace(0, len(texts) - 1, min(count, len(texts))).astype(np.int64))
+    return [texts[row] for row in rows]

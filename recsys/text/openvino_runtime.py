@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from openvino import properties
 
 from recsys.errors import RecsysError
 from recsys.events import Float32
-from recsys.text.runtime import plan_batches
+from recsys.text.runtime import files_digest, plan_batches
 from recsys.text.tokenization import Tokenizer, TokenLimits
 
 Precision = Literal["int8", "fp32", "bf16"]
@@ -74,7 +73,7 @@ class OpenVinoEncoder:
             ) from error
         self._queue = openvino.AsyncInferQueue(compiled, threads)
         self._lock = threading.Lock()
-        self.encoder_id = _digest(self.to_files())
+        self.encoder_id = files_digest(self.to_files())
 
     @property
     def dim(self) -> int:
@@ -129,10 +128,3 @@ def _compile_options(precision: Precision, threads: int) -> dict[str, object]:
         properties.num_streams: threads,
         hints.enable_cpu_pinning: False,
     }
-
-
-def _digest(files: Mapping[str, bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(files):
-        digest.update(hashlib.sha256(files[name]).digest())
-    return digest.hexdigest()

@@ -13,6 +13,7 @@ import numpy as np
 import openvino
 import torch
 
+from recsys.text.item_text import evenly
 from recsys.text.openvino_runtime import EncoderConfig, OpenVinoEncoder, Precision
 from recsys.text.runtime import Encoder, plan_batches
 from recsys.text.tokenization import Tokenizer
@@ -49,7 +50,7 @@ def build_encoder(
     plain = _encoder(model, transformer, tokenizer, "bf16" if precision == "bf16" else "fp32", threads)
     if precision != "int8":
         return plain
-    texts = _evenly(calibration_texts, CALIBRATION_TEXTS)
+    texts = evenly(calibration_texts, CALIBRATION_TEXTS)
     batches = _calibration_batches(tokenizer, texts)
     if not batches:
         return plain
@@ -127,9 +128,3 @@ def _serialize(model: openvino.Model) -> tuple[bytes, bytes]:
 def _calibration_batches(tokenizer: Tokenizer, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
     planned = plan_batches(tokenizer.encode(texts), token_budget=CALIBRATION_TOKENS)
     return [{"input_ids": ids, "attention_mask": mask} for _, ids, mask in planned]
-
-
-def _evenly(texts: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the texts, at even steps."""
-    rows = np.unique(np.linspace(0, len(texts) - 1, min(count, len(texts))).astype(np.int64))
-    return [texts[row] for row in rows]

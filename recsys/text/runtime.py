@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -51,3 +52,11 @@ def plan_batches(tokens: Sequence[Sequence[int]], *, token_budget: int = TOKEN_B
             chosen = rows[start : start + step]
             batches.append((chosen, *pad_batch([tokens[row] for row in chosen], int(length))))
     return batches
+
+
+def files_digest(files: Mapping[str, bytes]) -> str:
+    """Digest of an encoder's files, whatever their order: its `encoder_id`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(files):
+        digest.update(hashlib.sha256(files[name]).digest())
+    return digest.hexdigest()

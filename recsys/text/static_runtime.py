@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from scipy import sparse
 
 from recsys.errors import RecsysError
 from recsys.events import Float32, lengths_to_offsets
+from recsys.text.runtime import files_digest
 from recsys.text.tokenization import Tokenizer, TokenLimits
 
 TABLE_FILE = "static_table.safetensors"
@@ -29,10 +29,7 @@ class StaticEncoder:
         """Take a table (vocabulary, dim), the scale (vocabulary,) of its rows, and the tokenizer."""
         self._table, self._scale, self._tokenizer = table, scale, tokenizer
         self._rows = table.astype(np.float32) * scale[:, None]
-        digest = hashlib.blake2b(repr(tokenizer.limits).encode(), digest_size=16)
-        for content in self.to_files().values():
-            digest.update(hashlib.sha256(content).digest())
-        self.encoder_id = digest.hexdigest()
+        self.encoder_id = files_digest(self.to_files())
 
     @classmethod
     def of(cls, table: Float32, tokenizer: Tokenizer) -> StaticEncoder:

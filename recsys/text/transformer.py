@@ -202,13 +202,17 @@ class TextTransformer(nn.Module):
             raise ValueError(f"layers {kept} of a model with {len(running)}")
         sources = [running[place] for place in kept]
         student = cls(replace(shape, layers=tuple(shape.layers[source] for source in sources), order=()))
-        rest = {
-            name: tensor for name, tensor in teacher.state_dict().items() if not name.startswith("layers.")
-        }
-        student.load_state_dict(rest, strict=False)
+        student.take_all_but_layers(teacher)
         for layer, source in zip(student.layers, sources, strict=True):
             layer.load_state_dict(teacher.layers[source].state_dict())
         return student
+
+    def take_all_but_layers(self, source: TextTransformer) -> None:
+        """Copy word table, positions and first norm of a model whose architecture differs in layers only."""
+        rest = {
+            name: weight for name, weight in source.state_dict().items() if not name.startswith("layers.")
+        }
+        self.load_state_dict(rest, strict=False)
 
     def to_files(self) -> dict[str, bytes]:
         """Weights as safetensors and the architecture as JSON."""

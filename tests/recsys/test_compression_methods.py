@@ -111,7 +111,7 @@ def test_a_head_whose_output_is_never_read_is_cut_first_and_nothing_changes(vari
 def test_importance_is_the_effect_of_a_nudge(variant, texts):
     """Along random directions, so equal to the squared length of the change on average."""
     nudge = 0.05
-    importance = measure_importance(variant, texts).heads[1]
+    importance = np.mean([measure_importance(variant, texts, seed=n).heads[1] for n in range(5)], axis=0)
     before, effects = encoded(variant, texts), []
     head_dim = variant.transformer.architecture.head_dim
     for head in range(4):
@@ -122,9 +122,7 @@ def test_importance_is_the_effect_of_a_nudge(variant, texts):
 
         change = (encoded(altered(variant, close), texts) - before) / nudge
         effects.append(np.square(change).sum(1).mean())
-    np.testing.assert_allclose(importance, effects, rtol=0.35)
-    assert np.argmax(importance) == np.argmax(effects)
-    assert np.argmin(importance) == np.argmin(effects)
+    np.testing.assert_allclose(importance, effects, rtol=0.2)
 
 
 def test_fitting_again_brings_the_pruned_model_closer(variant, texts):
