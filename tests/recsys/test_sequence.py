@@ -16,9 +16,8 @@ from recsys.sequence_training import (
     fit_sequence,
     same_items,
     sampled_softmax,
-    steps_of,
-    training_windows,
 )
+from recsys.sequence_windows import steps_of, training_windows
 
 ITEMS, USERS, LENGTH = 12, 60, 14
 CONFIG = SequenceConfig(
