@@ -24,6 +24,8 @@ class DistillationConfig:
         warmup_steps: steps of the rise.
         holdout_share: share of the texts that only measure, 500 texts at most.
         max_texts: longer catalogues are sampled down to this many texts.
+        similarity_weight: weight of the squared differences between the cosines of a step's texts with each
+            other and the teacher's, beside those of the embeddings themselves.
         patience: passes without a better held-out cosine before training stops.
         seconds: upper guard on the wall clock of training; a run that meets it is not reproducible.
         seed: of the sample, the altered copies and the order.
@@ -37,6 +39,7 @@ class DistillationConfig:
     warmup_steps: int = 20
     holdout_share: float = 0.05
     max_texts: int = 20_000
+    similarity_weight: float = 0.0
     patience: int = 3
     seconds: float = 600.0
     seed: int = 0

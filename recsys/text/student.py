@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class DistillationReport:
         texts: different texts trained on, altered copies counted.
         steps: optimiser steps.
         epochs: passes over the texts, the last perhaps in part.
-        seconds: wall clock, teacher's embeddings included.
+        seconds: wall clock; of `distil` with the teacher's embeddings.
         initial_cosine: mean held-out cosine to the teacher before training.
         holdout_cosine: the same after it; NaN where there was too little text to hold any out.
         neighbour_overlap: share of the teacher's ten nearest held-out texts that are the student's too.
@@ -60,6 +60,34 @@ class DistillationReport:
     holdout_cosine: float
     neighbour_overlap: float
     stopped_early: bool
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What the teacher makes of texts to learn from, and of texts that only measure.
+
+    `targets` and `holdout_targets` are (texts, dim), row by row. One set serves any number of students.
+    """
+
+    texts: list[str]
+    targets: Float32
+    holdout: list[str]
+    holdout_targets: Float32
+
+    @classmethod
+    def of(cls, teacher: Teacher, texts: Sequence[str], config: DistillationConfig) -> Lessons:
+        """Different texts of the catalogue with altered copies, as many as training reads once."""
+        rng = np.random.default_rng(config.seed)
+        unique = sorted({text for text in texts if text.strip()})
+        chosen = [unique[row] for row in rng.permutation(len(unique))[: config.max_texts]]
+        held = min(500, int(len(chosen) * config.holdout_share))
+        holdout, train = chosen[:held], chosen[held:]
+        copies = augment(train, rng=rng)
+        train = sorted({*train, *copies} - set(holdout))
+        train = _affordable([train[row] for row in rng.permutation(len(train))], teacher.tokenizer, config)
+        # bf16 is exact enough for a target (cosine .99998) and needs no calibration.
+        encoder = build_encoder(teacher.transformer, teacher.tokenizer, [], precision="bf16")
+        return cls(train, encoder.encode(train), holdout, encoder.encode(holdout))
 
 
 @dataclass(frozen=True)
@@ -93,15 +121,17 @@ def distil(
         the report.
     """
     config = config or DistillationConfig()
+    started = time.monotonic()
     student = TextTransformer.from_teacher(teacher.transformer, config.layers)
-    return student, imitate(student, teacher.tokenizer, teacher, texts, config, progress=progress)
+    lessons = Lessons.of(teacher, texts, config)
+    report = imitate(student, teacher.tokenizer, lessons, config, progress=progress)
+    return student, replace(report, seconds=time.monotonic() - started)
 
 
 def imitate(
     student: TextTransformer,
     tokenizer: Tokenizer,
-    teacher: Teacher,
-    texts: Sequence[str],
+    lessons: Lessons,
     config: DistillationConfig,
     *,
     progress: Progress | None = None,
@@ -113,13 +143,13 @@ def imitate(
     Args:
         student: what to train; its embeddings are as wide as the teacher's.
         tokenizer: the student's own.
-        teacher: what to imitate.
-        texts: as in `distil`.
+        lessons: what to imitate.
         config: `layers` is not read.
         progress: called with steps done and steps planned.
     """
     started = time.monotonic()
-    train, holdout = _lessons(teacher, tokenizer, texts, config)
+    train = _lesson(tokenizer, lessons.targets, lessons.texts)
+    holdout = _lesson(tokenizer, lessons.holdout_targets, lessons.holdout)
     run = _Training(student, train, holdout, config, progress or (lambda done, planned: None))
     initial = run.best_cosine
     run.fit(started + config.seconds)
@@ -169,24 +199,6 @@ def _nearest(matrix: Float32, k: int) -> Int64:
     similarity = matrix @ matrix.T
     np.fill_diagonal(similarity, -np.inf)
     return np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-
-
-def _lessons(
-    teacher: Teacher, tokenizer: Tokenizer, texts: Sequence[str], config: DistillationConfig
-) -> tuple[_Lesson, _Lesson]:
-    """Training texts with their altered copies, and held-out texts as they are."""
-    rng = np.random.default_rng(config.seed)
-    unique = sorted({text for text in texts if text.strip()})
-    chosen = [unique[row] for row in rng.permutation(len(unique))[: config.max_texts]]
-    held = min(500, int(len(chosen) * config.holdout_share))
-    holdout, train = chosen[:held], chosen[held:]
-    copies = augment(train, rng=rng)
-    train = sorted({*train, *copies} - set(holdout))
-    train = _affordable([train[row] for row in rng.permutation(len(train))], tokenizer, config)
-    # bf16 is exact enough for a target (cosine .99998) and needs no calibration.
-    encoder = build_encoder(teacher.transformer, teacher.tokenizer, [], precision="bf16")
-    lessons = [_lesson(tokenizer, encoder.encode(some), some) for some in (train, holdout)]
-    return lessons[0], lessons[1]
 
 
 def _affordable(texts: list[str], tokenizer: Tokenizer, config: DistillationConfig) -> list[str]:
@@ -271,6 +283,9 @@ class _Training:
             embedding = self.student(input_ids, attention_mask)
         target = torch.from_numpy(self.train.targets[rows])
         loss = (embedding - target).square().sum(1).mean()  # (B, dim) to a number: 2 - 2 cosine
+        if self.config.similarity_weight:
+            apart = embedding @ embedding.T - target @ target.T  # (B, B) cosines between texts
+            loss = loss + self.config.similarity_weight * apart.square().sum(1).mean()
         for group in self._optimizer.param_groups:
             group["lr"] = _learning_rate(self.step, self.planned, self.config)
         gradients = torch.autograd.grad(loss, self._learned)

@@ -14,7 +14,7 @@ from recsys.compression.sharing import share_layers
 from recsys.compression.variant import Variant
 from recsys.compression.vocabulary import token_counts, trim_vocabulary
 from recsys.text.quantization import build_encoder, mean_cosine
-from recsys.text.student import DistillationConfig, imitate
+from recsys.text.student import DistillationConfig, Lessons, imitate
 from recsys.text.torch_runtime import TorchEncoder
 from recsys.text.transformer import TextTransformer
 
@@ -186,7 +186,8 @@ def test_a_pruned_model_recovers_towards_the_teacher(variant, texts, tiny_teache
         return mean_cosine(TorchEncoder(pruned.transformer, pruned.tokenizer), reference, made_up_texts)
 
     before, words = closeness(), pruned.transformer.words.weight.clone()
-    report = imitate(pruned.transformer, pruned.tokenizer, tiny_teacher, made_up_texts, config)
+    lessons = Lessons.of(tiny_teacher, made_up_texts, config)
+    report = imitate(pruned.transformer, pruned.tokenizer, lessons, config)
     assert closeness() > before + 0.02
     assert report.holdout_cosine > report.initial_cosine
     assert report.layers == 4
