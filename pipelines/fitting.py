@@ -15,6 +15,7 @@ from features.builder import Features
 from features.replay import Replay
 from pipelines.config import Config
 from recsys.collaborative_training import fit_collaborative
+from recsys.compression.bundle_parts import stored_as
 from recsys.dataset import Dataset
 from recsys.events import Bool, Float32, Int64
 from recsys.newcomers import newcomer_share
@@ -139,7 +140,8 @@ def complete(
     final, reports = fit_models(
         train, visible, embeddings, features, config, step, earlier=stacked.early, seed=seed
     )
-    return Fit(final.with_ranker(ranker, stacked.newcomers), features, *reports, ranker_report)
+    ranked = stored_as(final.with_ranker(ranker, stacked.newcomers), config.storage)
+    return Fit(ranked, features, *reports, ranker_report)
 
 
 def stacking_split(train: Dataset, protocol: Protocol, config: Config) -> Split:
@@ -196,7 +198,7 @@ def fit_models(
     )
     known = known_users(train)
     recommender = Recommender(retriever, head, None, features, known, train.catalogue.category)
-    return recommender, (sequence_report, head_report)
+    return stored_as(recommender, config.storage), (sequence_report, head_report)
 
 
 def head_of(

@@ -39,6 +39,11 @@ class Home:
         return self.path / "tuning"
 
     @property
+    def compression(self) -> Path:
+        """Studies of `recsys compress`: the root, the engine and the rungs, one folder a study."""
+        return self.path / "compression"
+
+    @property
     def scores(self) -> Path:
         """The Delta table of the nightly scores."""
         return self.path / "scores"

@@ -33,7 +33,7 @@ from recsys.requests import source_names
 from recsys.reranking import Reranker
 from recsys.retrieval import seen_items
 from recsys.text.item_text import catalogue_texts
-from recsys.text.openvino_runtime import OpenVinoEncoder
+from recsys.text.loading import load_encoder
 from recsys.tracking import Registry
 from recsys.versions import Version
 
@@ -122,7 +122,7 @@ def score_night(
 def recommender_over(model: Model, data: Dataset, bundle: Bundle) -> tuple[Recommender, int]:
     """The bundle's models over the dataset's rows, and how many item texts had to be embedded."""
     texts = catalogue_texts(data.catalogue, max_chars=model.settings["max_chars"])
-    encoder = OpenVinoEncoder.from_files(bundle.files)
+    encoder = load_encoder(bundle.files)
     embeddings = model.embeddings.update(texts, encoder)
     half_life = model.recommender.retriever.popularity.half_life_days
     popularity = fit_popularity(data, PopularityConfig(half_life))

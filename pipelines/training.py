@@ -28,7 +28,7 @@ from recsys.model import Model
 from recsys.protocols import Protocol, everyone_at
 from recsys.requests import Requests, source_names
 from recsys.scorer import load_scorer
-from recsys.text.openvino_runtime import OpenVinoEncoder
+from recsys.text.loading import load_encoder
 from recsys.tracking import Registry
 from recsys.versions import Version
 
@@ -59,12 +59,16 @@ def train(
     """Train on what `data` holds before `as_of` (default: everything) and register a version of `name`.
 
     The table and the gates' figures come from a fit that has not seen the newest window; the registered
-    models are fitted again to the end with the same settings and the same encoder.
+    models are fitted again to the end with the same settings and the same encoder. A registered encoder
+    (`text.encoder`) is named by the version's tag `encoder`.
     """
     past = data if as_of is None else data.before(as_of)
     moment = past.end if as_of is None else as_of
     protocol: Protocol = "time" if past.slates is None else "slate"
-    evaluated = evaluate(past, protocol, config, home, terminal, seeds=(config.seed,))
+    evaluated = evaluate(past, protocol, config, home, terminal, seeds=(config.seed,), registry=registry)
+    tags = {"data": data.name, "protocol": protocol}
+    if encoder := evaluated.text.report.get("encoder"):
+        tags["encoder"] = encoder
     fitted = fit(
         past, past, protocol, evaluated.text.embeddings.matrix, config, terminal.step, seed=config.seed
     )
@@ -82,7 +86,7 @@ def train(
                 {**config.flat(), "data": data.name, "protocol": protocol},
                 metrics,
                 {"evaluation": evaluation_rows(evaluated)},
-                {"data": data.name, "protocol": protocol},
+                tags,
             )
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -145,14 +149,17 @@ def bundle_files(
 
 
 def check_bundle(bundle: Bundle) -> None:
-    """Load the whole bundle and score its golden requests.
+    """Load the whole bundle and score its golden requests; an encoder's is its encoder alone.
 
     Raises:
         RecsysError: `golden_mismatch` or what a part's `from_files` raises.
     """
+    if bundle.is_encoder:
+        load_encoder(bundle.files)
+        return
     state = LiveState.from_files(bundle.files)
     load_scorer(bundle, state, state.features)
-    OpenVinoEncoder.from_files(bundle.files)
+    load_encoder(bundle.files)
 
 
 def golden_requests(data: Dataset, as_of: float, fitted: Fit, *, seed: int = 0) -> Golden:

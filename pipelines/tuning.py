@@ -23,9 +23,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pipelines.budget import Budget, OutOfTimeError, Stopped, stopping_on_signals
 from pipelines.config import Config
 from pipelines.config_writing import toml_of
-from pipelines.encoding import fit_text
 from pipelines.fitting import Step, stacking_split
 from pipelines.home import Home
+from pipelines.registered_encoder import text_model
 from pipelines.search_space import Range, parameters_of, space_of, study_name, with_parameters
 from pipelines.terminal import Terminal
 from pipelines.validation import Prepared, WindowConfig, judge, prepare, rolling_windows, sampled
@@ -207,7 +207,7 @@ def tune(
         folder.mkdir(exist_ok=True)
         try:
             early = stacking_split(found[0].train, protocol, config).train
-            text = fit_text(early, config, home, terminal.step, seed=config.seed)
+            text = text_model(early, config, home, terminal.step, seed=config.seed)
             task = Task(config, protocol, asked, text.embeddings.matrix, ranker, models)
             stopped = Search(study, task, folder, terminal.step, terminal.note).run(budget)
         except Stopped:

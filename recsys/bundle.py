@@ -32,6 +32,9 @@ from recsys.storage import json_bytes, parse_json, storage_error, sync_folder, w
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 EXTENSIONS = frozenset({".json", ".safetensors", ".npy", ".parquet", ".txt", ".xml", ".bin"})
+ENCODER = "encoder"
+"""`kind` in the metadata of a bundle that holds a text encoder and nothing else."""
+
 LONGEST_NAME = 200
 LARGEST_MANIFEST = 4 * 2**20
 CODE_FILES = frozenset({"modules.json"})
@@ -91,6 +94,11 @@ class Bundle:
     manifest: Manifest
     files: Mapping[str, bytes]
     digest: str
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it holds a text encoder alone."""
+        return self.manifest.metadata.get("kind") == ENCODER
 
     def golden(self) -> Golden | None:
         """The golden requests, None where the bundle has none."""

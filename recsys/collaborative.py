@@ -8,15 +8,20 @@ the request may see, so training rows, the night and a live call get their user 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
+from recsys import numeric_storage
+from recsys.errors import RecsysError
 from recsys.events import Float32, Float64, Int32, Int64
+from recsys.numeric_storage import Storage, load_arrays
 from recsys.pairs import DensePairs, SparsePairs
 from recsys.requests import HistoryBatch
+
+_FILE = "collaborative.safetensors"
 
 
 @dataclass(frozen=True)
@@ -73,23 +78,44 @@ class Collaborative:
         solved = _fold_in(items, gram, history.offsets, history.item_index, confidence)
         return solved.astype(np.float32)
 
+    def rounded(self, *, factors: Storage = "float32", pairs: Storage = "float32") -> Collaborative:
+        """The same model with numbers that these kinds can hold; `to_files` then writes so few bytes.
+
+        Raises:
+            ValueError: what `numeric_storage.rounded` and `SparsePairs.rounded` refuse.
+        """
+        return replace(
+            self,
+            factors=numeric_storage.rounded(self.factors, factors),
+            item_item=self.item_item.rounded(pairs),
+            ease=self.ease.rounded(pairs),
+        )
+
     def to_files(self) -> dict[str, bytes]:
         """Arrays for the bundle."""
         arrays = {
-            "factors": self.factors,
+            **numeric_storage.to_arrays(self.factors, "factors"),
             **self.item_item.to_arrays("item_item"),
             **self.ease.to_arrays("ease"),
             "constants": np.array([self.regularization, self.confidence]),
         }
-        return {"collaborative.safetensors": save(arrays)}
+        return {_FILE: save(arrays)}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Collaborative:
-        """Read what `to_files` wrote."""
-        arrays = load(files["collaborative.safetensors"])
+        """Read what `to_files` wrote, its tables of any kind.
+
+        Raises:
+            RecsysError: the file is missing or damaged, or its arrays contradict each other.
+        """
+        arrays = load_arrays(files, _FILE, "collaborative_invalid")
+        factors = numeric_storage.from_arrays(arrays, "factors")
         item_item, ease = (SparsePairs.from_arrays(arrays, name) for name in ("item_item", "ease"))
-        regularization, confidence = (float(x) for x in arrays["constants"])
-        return cls(arrays["factors"], item_item, ease, regularization, confidence)
+        constants = arrays.get("constants", np.zeros(0))
+        if factors.ndim != 2 or not len(factors) == len(item_item) == len(ease) or constants.shape != (2,):
+            raise RecsysError("collaborative_invalid", "its arrays contradict each other", _FILE)
+        regularization, confidence = (float(x) for x in constants)
+        return cls(factors, item_item, ease, regularization, confidence)
 
 
 @njit(cache=True)

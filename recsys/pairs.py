@@ -7,14 +7,17 @@ transitions give a sparse matrix (score = the stored value, 0 elsewhere).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recsys import numeric_storage
+from recsys.errors import RecsysError
 from recsys.events import Bool, Float32, Int32, Int64
+from recsys.numeric_storage import Storage
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,39 @@ class SparsePairs:
         return cls(np.zeros(items + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
     def to_arrays(self, name: str) -> dict[str, NDArray[Any]]:
-        """The three arrays as `NAME_offsets`, `NAME_columns` and `NAME_values`."""
-        parts = ("offsets", "columns", "values")
-        return {f"{name}_{part}": getattr(self, part) for part in parts}
+        """The three arrays as `NAME_offsets`, `NAME_columns` and `NAME_values`, in the narrowest types."""
+        return {
+            f"{name}_offsets": _narrowed(self.offsets),
+            f"{name}_columns": _narrowed(self.columns),
+            **numeric_storage.to_arrays(self.values, f"{name}_values"),
+        }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], name: str) -> SparsePairs:
-        """Inverse of `to_arrays`."""
-        return cls(arrays[f"{name}_offsets"], arrays[f"{name}_columns"], arrays[f"{name}_values"])
+        """Inverse of `to_arrays`.
+
+        Raises:
+            RecsysError: `pairs_invalid` or `table_invalid` where an array is missing or contradicts another.
+        """
+        offsets, columns = (_row_numbers(arrays, f"{name}_{part}") for part in ("offsets", "columns"))
+        values = numeric_storage.from_arrays(arrays, f"{name}_values")
+        whole = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == len(columns)
+        if not whole or (np.diff(offsets) < 0).any() or values.shape != columns.shape:
+            raise RecsysError("pairs_invalid", "offsets, columns and values contradict each other:", name)
+        if len(columns) and not 0 <= columns.min() <= columns.max() < len(offsets) - 1:
+            raise RecsysError("pairs_invalid", "a column is outside the items:", name)
+        return cls(offsets, columns.astype(np.int32), values)
+
+    def rounded(self, storage: Storage) -> SparsePairs:
+        """The pairs with values that float16 can hold, without those that become zero (below 3e-8).
+
+        Raises:
+            ValueError: a value too large, or int8, which is for tables with rows.
+        """
+        if storage == "float32":
+            return self
+        values = numeric_storage.rounded(self.values, storage)
+        return SparsePairs.from_csr(replace(self, values=values).to_csr())
 
     def to_csr(self) -> sparse.csr_matrix:
         """The same matrix for scipy."""
@@ -82,6 +110,18 @@ def keep_strongest(matrix: sparse.csr_matrix, per_row: int) -> sparse.csr_matrix
     place = np.arange(len(row)) - matrix.indptr[row]
     chosen = order[place < per_row]
     return sparse.csr_matrix((matrix.data[chosen], (row[chosen], matrix.indices[chosen])), shape=matrix.shape)
+
+
+def _narrowed(index: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers, none negative, in the smallest unsigned type."""
+    return index.astype(np.min_scalar_type(int(index.max(initial=0))))
+
+
+def _row_numbers(arrays: Mapping[str, NDArray[Any]], name: str) -> Int64:
+    index = arrays.get(name)
+    if index is None or index.ndim != 1 or index.dtype.kind not in "iu":
+        raise RecsysError("pairs_invalid", "no list of row numbers:", name)
+    return index.astype(np.int64)
 
 
 def known_rows(factors: Float32) -> Bool:

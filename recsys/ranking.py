@@ -64,6 +64,22 @@ class Ranker:
         self.features = tuple(features)
         self.schema_hash = schema_hash
 
+    @property
+    def trees(self) -> int:
+        """How many trees are added up."""
+        return int(self.booster.num_trees())
+
+    def with_trees(self, count: int) -> Ranker:
+        """The ranker of the first `count` trees, which is what boosting had after so many rounds.
+
+        Raises:
+            ValueError: `count` is not in 1..trees.
+        """
+        if not 1 <= count <= self.trees:
+            raise ValueError(f"the ranker can keep 1..{self.trees} trees, not {count}")
+        text = self.booster.model_to_string(num_iteration=count)
+        return Ranker(lgb.Booster(model_str=text), self.features, self.schema_hash)
+
     def score(self, matrix: Float32, schema_hash: str, *, threads: int = 1) -> Float64:
         """Scores (rows,), higher is better; log-odds-like, comparable within a request only.
 

@@ -20,14 +20,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
 from numba import njit
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
+from recsys import numeric_storage
+from recsys.errors import RecsysError
 from recsys.events import Bool, Float32, Int32, Int64
+from recsys.numeric_storage import Storage, load_arrays
 from recsys.pairs import known_rows
 from recsys.requests import HistoryBatch, Requests
 
@@ -181,21 +184,41 @@ class SequenceModel:
         bias[seen] = self.bias[rows[seen]]
         return replace(self, learned=learned, bias=bias, embeddings=embeddings)
 
+    def rounded(self, storage: Storage) -> SequenceModel:
+        """The model with learned rows that `storage` can hold; `to_files` then writes so few bytes.
+
+        Raises:
+            ValueError: what `numeric_storage.rounded` refuses.
+        """
+        return replace(self, learned=numeric_storage.rounded(self.learned, storage))
+
     def to_files(self) -> dict[str, bytes]:
         """Arrays and settings for the bundle; the text embeddings have a file of their own."""
-        arrays = {"learned": self.learned, "bias": self.bias, **vars(self.weights)}
+        rest = {"bias": self.bias, **vars(self.weights)}
+        arrays = {name: np.ascontiguousarray(array) for name, array in rest.items()}
         return {
-            _ARRAYS_FILE: save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
+            _ARRAYS_FILE: save(numeric_storage.to_arrays(self.learned, "learned") | arrays),
             _CONFIG_FILE: json.dumps(asdict(self.config), indent=1).encode(),
         }
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], embeddings: Float32) -> SequenceModel:
-        """Read what `to_files` wrote; `embeddings` are those of the same items."""
-        arrays = load(files[_ARRAYS_FILE])
-        learned, bias = arrays.pop("learned"), arrays.pop("bias")
-        config = SequenceConfig(**json.loads(files[_CONFIG_FILE]))
-        return cls(learned, bias, SequenceWeights(**arrays), embeddings, config)
+        """Read what `to_files` wrote, its rows of any kind; `embeddings` are those of the same items.
+
+        Raises:
+            RecsysError: a file is missing or damaged, or the arrays contradict each other.
+        """
+        arrays = load_arrays(files, _ARRAYS_FILE, "sequence_invalid")
+        learned = numeric_storage.from_arrays(arrays, "learned")
+        try:
+            weights = SequenceWeights(**{part.name: arrays[part.name] for part in fields(SequenceWeights)})
+            config = SequenceConfig(**json.loads(files[_CONFIG_FILE]))
+            bias = arrays["bias"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecsysError("sequence_invalid", f"the model cannot be read: {error!r}") from error
+        if learned.ndim != 2 or not bias.shape == learned.shape[:1] == embeddings.shape[:1]:
+            raise RecsysError("sequence_invalid", "its arrays contradict each other", _ARRAYS_FILE)
+        return cls(learned, bias, weights, embeddings, config)
 
 
 @njit(cache=True, nogil=True)

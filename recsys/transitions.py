@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 from scipy import sparse
 
 from recsys.dataset import Dataset
 from recsys.events import Bool, Float64, Int32
+from recsys.numeric_storage import Storage, load_arrays
 from recsys.pairs import SparsePairs, keep_strongest
 from recsys.requests import DAY_S
+
+_TRANSITIONS_FILE, _COVISITATION_FILE = "transitions.safetensors", "covisitation.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,19 @@ class Covisitation:
     to_outcome: SparsePairs
     between_outcomes: SparsePairs
 
+    def rounded(self, storage: Storage) -> Covisitation:
+        """Both with values that `storage` can hold; see `SparsePairs.rounded`."""
+        return Covisitation(self.to_outcome.rounded(storage), self.between_outcomes.rounded(storage))
+
     def to_files(self) -> dict[str, bytes]:
         """Arrays for the bundle."""
         arrays = self.to_outcome.to_arrays("to_outcome") | self.between_outcomes.to_arrays("between_outcomes")
-        return {"covisitation.safetensors": save(arrays)}
+        return {_COVISITATION_FILE: save(arrays)}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Covisitation:
-        """Read what `to_files` wrote."""
-        arrays = load(files["covisitation.safetensors"])
+        """Read what `to_files` wrote; raises RecsysError where it is missing or damaged."""
+        arrays = load_arrays(files, _COVISITATION_FILE, "transitions_invalid")
         names = ("to_outcome", "between_outcomes")
         return cls(*(SparsePairs.from_arrays(arrays, name) for name in names))
 
@@ -129,9 +136,10 @@ def _pairs(rows: Int32, columns: Int32, values: Float64, items: int) -> sparse.c
 
 def transitions_to_files(pairs: SparsePairs) -> dict[str, bytes]:
     """Arrays for the bundle."""
-    return {"transitions.safetensors": save(pairs.to_arrays("transitions"))}
+    return {_TRANSITIONS_FILE: save(pairs.to_arrays("transitions"))}
 
 
 def transitions_from_files(files: Mapping[str, bytes]) -> SparsePairs:
-    """Read what `transitions_to_files` wrote."""
-    return SparsePairs.from_arrays(load(files["transitions.safetensors"]), "transitions")
+    """Read what `transitions_to_files` wrote; raises RecsysError where it is missing or damaged."""
+    arrays = load_arrays(files, _TRANSITIONS_FILE, "transitions_invalid")
+    return SparsePairs.from_arrays(arrays, "transitions")

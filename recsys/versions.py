@@ -12,6 +12,7 @@ from recsys.errors import EXIT_USAGE, RecsysError
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS = "previous"
+CHOSEN = "chosen"
 
 _URI = re.compile(
     r"models:/(?P<name>[^/:@\s]{1,200})(?:@(?P<alias>[A-Za-z0-9_-]{1,100})|/(?P<number>[0-9]{1,9}))"
@@ -48,6 +49,11 @@ class Version:
     def as_of(self) -> float:
         """Epoch seconds, UTC, that it was trained up to; NaN for a version that we did not register."""
         return float(self.tags.get("as_of", "nan"))
+
+
+def encoder_name(name: str) -> str:
+    """The registered name of a recommender's compressed text encoders."""
+    return f"{name}-encoder"
 
 
 def parse_model_uri(uri: str) -> tuple[str, str | int]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import safetensors.numpy
 
-from recsys.events import Float32, Float64
-from recsys.text.runtime import Encoder
+from recsys.compression.memory import peak_memory
+from recsys.compression.speed import Timing
+from recsys.compression.variant import Variant
+from recsys.events import Float32
+from recsys.text.static_runtime import TABLE_FILE
 from recsys.text.student import neighbour_overlap
 from recsys.text.transformer import Architecture
 
-ROUNDS = 5
-SINGLE_TEXTS = 200
+LONG_TOKENS = 60
 
 
 @dataclass(frozen=True)
@@ -26,17 +28,63 @@ class Closeness:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Wall seconds: `text_s` of one text within many (median over rounds), p50 and p99 of a text alone."""
+class Receipt:
+    """What an encoder is and costs, apart from what it does to recommendations.
 
-    text_s: float
-    single_p50_s: float
-    single_p99_s: float
+    Attributes:
+        parameters: weights of the network, or numbers of the table.
+        operations: of one text of 60 tokens; see `operations`.
+        bytes: of all its files.
+        peak_memory_bytes: see `peak_memory`.
+        titles, long_texts: its seconds on titles and on texts of 60 tokens.
+        reference_titles, reference_long_texts: those of the reference in the same rounds.
+        closeness: to the teacher, on texts held out.
+    """
 
-    @property
-    def texts_per_second(self) -> float:
-        """Of a long list."""
-        return 1.0 / self.text_s
+    parameters: int
+    operations: int
+    bytes: int
+    peak_memory_bytes: int
+    titles: Timing
+    long_texts: Timing
+    reference_titles: Timing
+    reference_long_texts: Timing
+    closeness: Closeness
+
+
+def receipt_of(
+    files: Mapping[str, bytes],
+    variant: Variant | None,
+    timings: tuple[Timing, Timing],
+    reference: tuple[Timing, Timing],
+    embeddings: tuple[Float32, Float32],
+    texts: Sequence[str],
+) -> Receipt:
+    """Put it together.
+
+    Args:
+        files: the encoder's.
+        variant: its network; a table has none and takes no operations.
+        timings: of titles and of texts of 60 tokens.
+        reference: likewise, in the same rounds.
+        embeddings: its own and the teacher's of the texts held out, (texts, dim) each.
+        texts: encoded for the peak of memory.
+    """
+    network = variant.transformer if variant else None
+    return Receipt(
+        network.parameter_count if network else table_numbers(files),
+        operations(network.architecture, LONG_TOKENS) if network else 0,
+        sum(map(len, files.values())),
+        peak_memory(files, texts),
+        *timings,
+        *reference,
+        closeness(*embeddings),
+    )
+
+
+def table_numbers(files: Mapping[str, bytes]) -> int:
+    """Numbers in the word table of an encoder without a network."""
+    return int(safetensors.numpy.load(files[TABLE_FILE])["table"].size)
 
 
 def operations(architecture: Architecture, tokens: int) -> int:
@@ -46,11 +94,11 @@ def operations(architecture: Architecture, tokens: int) -> int:
     """
     dim = architecture.dim
     of_token = 2 * architecture.word_rank * dim
-    for number in architecture.order or range(len(architecture.layers)):
+    for number in architecture.running:
         layer = architecture.layers[number]
         attended = layer.heads * architecture.head_dim
         of_token += 8 * dim * attended + 4 * tokens * attended + 4 * dim * layer.feed_forward
-    return tokens * of_token
+    return tokens * of_token + 4 * dim * architecture.projected
 
 
 def closeness(found: Float32, reference: Float32) -> Closeness:
@@ -64,43 +112,3 @@ def closeness(found: Float32, reference: Float32) -> Closeness:
         return Closeness(float("nan"), float("nan"))
     cosine = float(np.einsum("td,td->t", found, reference).mean())
     return Closeness(cosine, neighbour_overlap(found, reference))
-
-
-def measure_speed(
-    encoders: Mapping[str, Encoder], texts: Sequence[str], *, rounds: int = ROUNDS
-) -> dict[str, Speed]:
-    """Time all encoders on the same texts, one after another in every round, so that noise falls on all.
-
-    Args:
-        encoders: by name.
-        texts: one at least; after the rounds the first 200 are encoded one by one.
-        rounds: how often; medians are taken.
-
-    Raises:
-        ValueError: no text, or no round.
-    """
-    if not texts or rounds < 1:
-        raise ValueError("speed is measured on one text and in one round at least")
-    for encoder in encoders.values():
-        encoder.encode(texts[:8])
-    whole: dict[str, list[float]] = {name: [] for name in encoders}
-    for _ in range(rounds):
-        for name, encoder in encoders.items():
-            began = time.perf_counter()
-            encoder.encode(texts)
-            whole[name].append(time.perf_counter() - began)
-    found = {}
-    for name, encoder in encoders.items():
-        p50, p99 = np.quantile(_single_seconds(encoder, texts[:SINGLE_TEXTS]), [0.5, 0.99])
-        found[name] = Speed(float(np.median(whole[name])) / len(texts), float(p50), float(p99))
-    return found
-
-
-def _single_seconds(encoder: Encoder, texts: Sequence[str]) -> Float64:
-    """(texts,) seconds of each text alone."""
-    seconds = np.empty(len(texts))
-    for place, text in enumerate(texts):
-        began = time.perf_counter()
-        encoder.encode([text])
-        seconds[place] = time.perf_counter() - began
-    return seconds

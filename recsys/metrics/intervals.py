@@ -76,6 +76,39 @@ def paired_interval(
     return mean_interval(a - b, clusters, seed=seed, resamples=resamples)
 
 
+def ratio_interval(
+    a: Float64,
+    b: Float64,
+    clusters: NDArray[np.generic] | None = None,
+    *,
+    chance: float = 0.0,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Interval:
+    """Mean of a over mean of b, both above `chance`, over the units where both are known.
+
+    Both are drawn together, so that what moves both does not widen the interval (see `mean_interval`). NaN
+    where the mean of b is at chance.
+
+    Raises:
+        ValueError: the arrays differ in shape.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a {a.shape} and b {b.shape} must hold the same units")
+    known = ~(np.isnan(a) | np.isnan(b))
+    own = None if clusters is None else clusters[known]
+    above, counts = _per_cluster(a[known] - chance, own)
+    below, _ = _per_cluster(b[known] - chance, own)
+    if not len(counts) or not below.sum():
+        return Interval(np.nan, np.nan, np.nan)
+    ratio = float(above.sum() / below.sum())
+    if len(counts) == 1:
+        return Interval(ratio, np.nan, np.nan)
+    ratios = _resampled_means(above, below, np.random.default_rng(seed), resamples)
+    low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(ratio, float(low), float(high))
+
+
 def _per_cluster(values: Float64, clusters: NDArray[np.generic] | None) -> tuple[Float64, Float64]:
     """Sum and number of the values of each cluster, both (clusters,)."""
     if clusters is None:
@@ -93,4 +126,5 @@ def _resampled_means(sums: Float64, counts: Float64, rng: np.random.Generator, r
     for draw in range(resamples):
         times = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
         totals[draw] = times.astype(np.float64) @ columns
-    return totals[:, 0] / totals[:, 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return totals[:, 0] / totals[:, 1]

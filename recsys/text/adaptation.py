@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from recsys.events import Float32, Float64, Int64
 from recsys.relevance_training import clearly_lower
+from recsys.text.adapters import equip, learning_rate, merged, weight_decay
 from recsys.text.runtime import plan_batches
 from recsys.text.settings import FinetuneConfig
 from recsys.text.tokenization import Tokenizer, pad_batch
@@ -29,6 +28,8 @@ from recsys.text.transformer import TextTransformer
 
 WARMUP_SHARE = 0.1
 MAX_GRADIENT_NORM = 1.0
+SAMPLED_TEXTS = 200
+"""Texts that the words are drawn from with which virtual tokens start."""
 
 Progress = Callable[[int, int], None]
 """Called with (step, max_steps) after every step."""
@@ -59,6 +60,7 @@ class FinetuneReport:
         auc: likewise.
         drift: mean of 1 - cosine between old and new embeddings of the judged texts, as returned.
         seconds: wall time.
+        cpu_seconds: of all threads of this process, judging included.
     """
 
     objective: str
@@ -74,6 +76,7 @@ class FinetuneReport:
     auc: float
     drift: float
     seconds: float
+    cpu_seconds: float
 
 
 class Objective(Protocol):
@@ -116,13 +119,27 @@ class TextInTraining:
         catalogue: EncodedTexts,
         config: FinetuneConfig,
     ) -> None:
-        self.model = copy.deepcopy(student)
+        self._student = copy.deepcopy(student)
+        self.model: nn.Module = self._student
         self.catalogue = catalogue
         self.tokenizer = tokenizer
         self.config = config
-        self.original = torch.from_numpy(_with_unknown(catalogue.embeddings))
+        padded = np.pad(catalogue.embeddings, ((0, 1), (0, 0)))  # one more row, of zeros, for item -1
+        self.original = torch.from_numpy(padded)
         self.bank = self.original.clone()
         self._tokens: dict[int, list[int]] = {}
+
+    def equip(self) -> list[nn.Parameter]:
+        """Put in what the mode trains; the weights to train."""
+        self.model, trained = equip(self._student, self.config, self._some_words(self.config.prompt_length))
+        return trained
+
+    def _some_words(self, count: int) -> Tensor:
+        """(count,) token ids that stand in the catalogue's texts, drawn under the seed; 0 where none do."""
+        rng = np.random.default_rng([self.config.seed, 1])
+        items = rng.permutation(len(self.catalogue.texts))[:SAMPLED_TEXTS]
+        words = sorted({word for item in items.tolist() for word in self.tokens(item)[1:-1]}) or [0]
+        return torch.from_numpy(rng.choice(np.array(words), count, replace=len(words) < count))
 
     def tokens(self, item: int) -> list[int]:
         """Token ids of an item; empty for -1 and for a text without a word."""
@@ -135,7 +152,8 @@ class TextInTraining:
     def refreshed(self, items: Int64, urgency: Int64, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """(n, D) vectors of these different items, `max_texts` of them encoded anew, and the anchor term.
 
-        The most urgent come first, in random order among equals; the others come from the bank.
+        The most urgent come first, in random order among equals; the others, and all of a frozen encoder's,
+        come from the bank.
         """
         self.model.train()
         vectors = self.bank[torch.from_numpy(items)]
@@ -149,6 +167,8 @@ class TextInTraining:
         return vectors.index_copy(0, torch.from_numpy(fresh), encoded), self.config.anchor * anchor
 
     def _fresh(self, items: Int64, urgency: Int64, rng: np.random.Generator) -> Int64:
+        if self.config.mode == "frozen":
+            return np.zeros(0, np.int64)
         order = np.lexsort((rng.random(len(items)), -urgency))
         worded = [place for place in order.tolist() if self.tokens(int(items[place]))]
         return np.array(worded[: self.config.max_texts], np.int64)
@@ -201,42 +221,36 @@ class _Verdicts:
         return float(self.losses[verdict].sum() / self.rows)
 
 
-class _Descent:
-    """One run of gradient descent; afterwards `result` gives its best encoder."""
+class Training:
+    """Steps of gradient descent on the encoder that is in `text` and on what the objective trains along."""
 
-    def __init__(self, text: TextInTraining, objective: Objective, config: FinetuneConfig) -> None:
-        self.text, self.objective, self.config = text, objective, config
-        self.trained = trainable(text.model, config)
-        self.optimizer, self.schedule = self._optimizer()
-        self.verdicts = _Verdicts(objective.rows)
+    def __init__(self, text: TextInTraining, objective: Objective) -> None:
+        self.objective, self.config = objective, text.config
+        self.trained = text.equip()
         self.step = 0
-        self.before = text.embed(objective.items)
-        self.verdicts.add(*objective.judge(self.before, 0))
-        self.best_state = self._state()
-
-    def _optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-        config = self.config
-        rate = config.lora_learning_rate if config.mode == "lora" else config.learning_rate
-        groups = [{"params": self.trained, "lr": rate}, *self.objective.parameter_groups()]
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
-        warmup = max(1, round(WARMUP_SHARE * config.max_steps))
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warmup, 1.0) * (1.0 - step / (config.max_steps + 1))
+        rate, decay, most = learning_rate(self.config), weight_decay(self.config), self.config.max_steps
+        encoder = [{"params": self.trained, "lr": rate, "weight_decay": decay}] if self.trained else []
+        self.optimizer = torch.optim.AdamW([*encoder, *objective.parameter_groups()], fused=True)
+        warmup = max(1, round(WARMUP_SHARE * most))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min((step + 1) / warmup, 1.0) * (1.0 - step / (most + 1))
         )
 
-    def run(self, rng: np.random.Generator, progress: Progress | None) -> None:
-        """Train until the steps or the patience are used up."""
+    @property
+    def parameters(self) -> int:
+        """Weights of the encoder that are trained."""
+        return sum(parameter.numel() for parameter in self.trained)
+
+    def steps(self, rng: np.random.Generator) -> Iterator[int]:
+        """Take one step after the other, up to `max_steps`; gives the number of each once it is done."""
         size = self.objective.batch_size
         while self.step < self.config.max_steps:
             order = rng.permutation(len(self.objective))
             for first in range(0, len(order), size):
                 self._descend(order[first : first + size], rng)
                 self.step += 1
-                if progress is not None:
-                    progress(self.step, self.config.max_steps)
-                if self.step == self.config.max_steps or self.step % self.config.evaluate_every == 0:
-                    self._judge()
-                if self.step == self.config.max_steps or self.verdicts.waited() >= self.config.patience:
+                yield self.step
+                if self.step == self.config.max_steps:
                     return
 
     def _descend(self, examples: Int64, rng: np.random.Generator) -> None:
@@ -247,15 +261,40 @@ class _Descent:
         self.optimizer.step()
         self.schedule.step()
 
-    def _judge(self) -> None:
+
+class _Descent:
+    """One run of gradient descent, judged as it goes; afterwards `result` gives its best encoder."""
+
+    def __init__(self, text: TextInTraining, objective: Objective) -> None:
+        self.text, self.objective, self.config = text, objective, text.config
+        self.verdicts = _Verdicts(objective.rows)
+        self.before = text.embed(objective.items)
+        self.verdicts.add(*objective.judge(self.before, 0))
+        self.training = Training(text, objective)
+        self.best_state = self._state()
+
+    def run(self, rng: np.random.Generator, progress: Progress | None) -> None:
+        """Train until the steps or the patience are used up."""
+        most = self.config.max_steps
+        for step in self.training.steps(rng):
+            if progress is not None:
+                progress(step, most)
+            if step == most or step % self.config.evaluate_every == 0:
+                self._judge(step)
+            if self.verdicts.waited() >= self.config.patience:
+                return
+
+    def _judge(self, step: int) -> None:
         embeddings = self.text.embed(self.objective.items)
-        if self.verdicts.add(*self.objective.judge(embeddings, self.step)):
+        if self.verdicts.add(*self.objective.judge(embeddings, step)):
             self.best_state = self._state()
 
     def _state(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.trained]
+        return [parameter.detach().clone() for parameter in self.training.trained]
 
-    def result(self, student: TextTransformer, began: float) -> tuple[TextTransformer, FinetuneReport]:
+    def result(
+        self, student: TextTransformer, began: float, cpu_began: float
+    ) -> tuple[TextTransformer, FinetuneReport]:
         """The best encoder, or `student` where the gain is too small, and the report."""
         verdicts, best = self.verdicts, self.verdicts.best
         gain = verdicts.loss(0) - verdicts.loss(best)
@@ -263,7 +302,7 @@ class _Descent:
         tuned, after = student, self.before
         if improved:
             with torch.no_grad():
-                for parameter, value in zip(self.trained, self.best_state, strict=True):
+                for parameter, value in zip(self.training.trained, self.best_state, strict=True):
                     parameter.copy_(value)
             after = self.text.embed(self.objective.items)
             tuned = merged(self.text.model)
@@ -272,10 +311,10 @@ class _Descent:
         return tuned, FinetuneReport(
             objective=self.config.objective,
             mode=self.config.mode,
-            steps=self.step,
+            steps=self.training.step,
             improved=improved,
             reason=f"held-out loss fell by {gain:.5f}{'' if improved else ', too little'}",
-            parameters=sum(parameter.numel() for parameter in self.trained),
+            parameters=self.training.parameters,
             holdout_rows=verdicts.rows,
             loss_before=verdicts.loss(0),
             loss=verdicts.loss(kept),
@@ -283,6 +322,7 @@ class _Descent:
             auc=verdicts.aucs[kept],
             drift=float(1.0 - (self.before * after).sum(1)[worded].mean()) if worded.any() else 0.0,
             seconds=time.perf_counter() - began,
+            cpu_seconds=time.process_time() - cpu_began,
         )
 
 
@@ -294,48 +334,17 @@ def descend(
     progress: Progress | None,
 ) -> tuple[TextTransformer, FinetuneReport]:
     """Train the copy of the student that is in `text`; `objective` is made under the seed."""
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     with torch.random.fork_rng():
         torch.manual_seed(text.config.seed)
-        descent = _Descent(text, objective(), text.config)
+        descent = _Descent(text, objective())
         descent.run(rng, progress)
-    return descent.result(student, began)
+    return descent.result(student, began, cpu_began)
 
 
 def unchanged(config: FinetuneConfig, reason: str) -> FinetuneReport:
     """The report of a student that nothing was done to."""
     nan = float("nan")
-    return FinetuneReport(config.objective, config.mode, 0, False, reason, 0, 0, nan, nan, nan, nan, 0.0, 0.0)
-
-
-def trainable(model: TextTransformer, config: FinetuneConfig) -> list[nn.Parameter]:
-    """The weights that are to be trained, all others frozen; in `lora` mode adapters are put in first."""
-    if config.mode == "lora":
-        adapters = LoraConfig(
-            r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=["query", "value"]
-        )
-        inject_adapter_in_model(adapters, model)
-        return [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)
-    model.layers.requires_grad_(True)
-    return list(model.layers.parameters())
-
-
-def merged(model: TextTransformer) -> TextTransformer:
-    """A plain copy in evaluation mode, any LoRA adapters added into the weights that they adapt."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.merge()
-    state = {
-        name.replace(".base_layer", ""): tensor
-        for name, tensor in model.state_dict().items()
-        if "lora_" not in name
-    }
-    plain = TextTransformer(model.architecture)
-    plain.load_state_dict(state)
-    return plain.eval()
-
-
-def _with_unknown(embeddings: Float32) -> Float32:
-    """One more row, of zeros, for item -1."""
-    return np.concatenate([embeddings, np.zeros_like(embeddings[:1])])
+    return FinetuneReport(
+        config.objective, config.mode, 0, False, reason, 0, 0, nan, nan, nan, nan, 0.0, 0.0, 0.0
+    )

@@ -56,12 +56,16 @@ def contrast(
         progress: called with (step, max_steps) after every step.
 
     Returns:
-        The tuned encoder in evaluation mode, LoRA merged into its weights; or `student` itself where
-        the mode is `frozen`, there is too little to judge by, or nothing got better. The report's
+        The tuned encoder in evaluation mode, LoRA or IA3 merged into its weights; or `student` itself
+        where the mode is `frozen`, there is too little to judge by, or nothing got better. The report's
         losses are per pair, of the softmax over all judged items at the temperature that suits it best;
         its AUC is the mean share of them that score below the positive.
+
+    Raises:
+        RecsysError: `config_invalid` for the modes `prompt` and `prefix`, which are only compared.
     """
     config = config or FinetuneConfig(objective="contrastive")
+    config.check_mergeable()
     if config.mode == "frozen":
         return student, unchanged(config, "the encoder is frozen")
     rng = np.random.default_rng(config.seed)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors.numpy import save
 
+from recsys import numeric_storage
 from recsys.errors import RecsysError
 from recsys.events import Float32
+from recsys.numeric_storage import Storage, load_arrays
 from recsys.pairs import DensePairs
 from recsys.text.runtime import Encoder
 
@@ -25,7 +26,8 @@ class ItemEmbeddings:
     """One embedding an item, row i for item_index i, with the digest of what it was made from.
 
     Attributes:
-        matrix: (items, dim) rows of length 1, or zeros where an item has no text.
+        matrix: (items, dim) rows of length 1, after rounding to int8 within a few thousandths, or zeros where
+            an item has no text.
         digests: (items, 16) bytes, of the encoder and the item's text.
         encoded: how many texts the update that made this table had to encode.
     """
@@ -62,25 +64,34 @@ class ItemEmbeddings:
         """The same matrix as item-to-item scores (cosine)."""
         return DensePairs(self.matrix)
 
+    def rounded(self, storage: Storage) -> ItemEmbeddings:
+        """The table with numbers that `storage` can hold; `to_files` then writes so few bytes.
+
+        What `update` encodes afterwards is not rounded.
+
+        Raises:
+            ValueError: what `numeric_storage.rounded` refuses.
+        """
+        return replace(self, matrix=numeric_storage.rounded(self.matrix, storage))
+
     def to_files(self) -> dict[str, bytes]:
         """Matrix and digests in one safetensors file; `encoded` is not kept."""
-        tensors = {"matrix": np.ascontiguousarray(self.matrix), "digests": np.ascontiguousarray(self.digests)}
-        return {EMBEDDINGS_FILE: safetensors.numpy.save(tensors)}
+        arrays = numeric_storage.to_arrays(self.matrix, "matrix")
+        return {EMBEDDINGS_FILE: save({**arrays, "digests": np.ascontiguousarray(self.digests)})}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> ItemEmbeddings:
-        """Read what `to_files` wrote.
+        """Read what `to_files` wrote, of any kind.
 
         Raises:
-            RecsysError: the file is missing or damaged.
+            RecsysError: the file is missing or damaged, or its arrays contradict each other.
         """
-        try:
-            tensors = safetensors.numpy.load(files[EMBEDDINGS_FILE])
-            return cls(tensors["matrix"], tensors["digests"])
-        except (KeyError, SafetensorError) as error:
-            raise RecsysError(
-                "embeddings_invalid", f"the table does not load: {error}", EMBEDDINGS_FILE
-            ) from error
+        arrays = load_arrays(files, EMBEDDINGS_FILE, "embeddings_invalid")
+        matrix = numeric_storage.from_arrays(arrays, "matrix")
+        digests = arrays.get("digests", np.zeros(0, np.uint8))
+        if matrix.ndim != 2 or digests.shape != (len(matrix), DIGEST_BYTES):
+            raise RecsysError("embeddings_invalid", "its arrays contradict each other", EMBEDDINGS_FILE)
+        return cls(matrix, digests)
 
 
 def text_digests(texts: Sequence[str], encoder_id: str) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ How the encoder is trained and judged stands in `adaptation`.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from recsys.text.adaptation import (
     FinetuneReport,
     Progress,
     TextInTraining,
+    Training,
     descend,
     unchanged,
 )
@@ -68,15 +70,19 @@ def finetune(
         progress: called with (step, max_steps) after every step.
 
     Returns:
-        The tuned encoder in evaluation mode, LoRA merged into its weights; or `student` itself where
-        the mode is `frozen`, there is too little to judge by, or nothing got better. The report's
+        The tuned encoder in evaluation mode, LoRA or IA3 merged into its weights; or `student` itself
+        where the mode is `frozen`, there is too little to judge by, or nothing got better. The report's
         losses are per row after Platt scaling; its AUC is within a request.
+
+    Raises:
+        RecsysError: `config_invalid` for the modes `prompt` and `prefix`, which `adapt` only compares.
     """
     config = config or FinetuneConfig()
+    config.check_mergeable()
     first = len(behaviour.history) - round(len(behaviour.history) * config.holdout)
     rng = np.random.default_rng(config.seed)
-    lesson = _thinned(behaviour.take(np.arange(first)), config, rng)
-    later = _thinned(behaviour.take(np.arange(first, len(behaviour.history))), config, rng)
+    lesson = thinned(behaviour.take(np.arange(first)), config, rng)
+    later = thinned(behaviour.take(np.arange(first, len(behaviour.history))), config, rng)
     holdout = _affordable(later, config.holdout_texts, rng)
     if config.mode == "frozen":
         return student, unchanged(config, "the encoder is frozen")
@@ -90,7 +96,58 @@ def finetune(
     return descend(student, text, lambda: _Clicks(text, head, lesson, holdout), rng, progress)
 
 
-def _thinned(behaviour: Behaviour, config: FinetuneConfig, rng: np.random.Generator) -> Behaviour:
+@dataclass(frozen=True)
+class Adapted:
+    """An encoder and a head after their training, seen through requests that they were not trained on.
+
+    Attributes:
+        logits: (rows,) of the judging requests, uncalibrated.
+        parameters: encoder weights trained; the head is as large in every mode.
+        cpu_seconds: of training, of all threads of this process.
+    """
+
+    logits: Float32
+    parameters: int
+    cpu_seconds: float
+
+
+def adapt(
+    text: TextInTraining,
+    head: RelevanceHead,
+    lesson: Behaviour,
+    judging: Behaviour,
+    *,
+    progress: Progress | None = None,
+) -> Adapted:
+    """Train encoder and head for exactly `max_steps`, in any mode; with `frozen` the head alone learns.
+
+    Nothing is stopped or chosen by `judging`, and nothing is handed out but its logits.
+
+    Args:
+        text: the encoder to start from and what is trained of it; for this one run.
+        head: the head to start from, which reads histories of `history_limit`; not changed.
+        lesson: what to learn from (see `thinned`), one request at least.
+        judging: the requests to look at.
+        progress: called with (step, max_steps) after every step.
+
+    Raises:
+        ValueError: there is nothing to learn from.
+    """
+    if not len(lesson.history):
+        raise ValueError("there is no request to learn from")
+    config, began = text.config, time.process_time()
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        clicks = _Clicks(text, head, lesson, judging)
+        training = Training(text, clicks)
+        for step in training.steps(np.random.default_rng(config.seed)):
+            if progress is not None:
+                progress(step, config.max_steps)
+    spent = time.process_time() - began
+    return Adapted(clicks.logits(text.embed(clicks.items), training.step), training.parameters, spent)
+
+
+def thinned(behaviour: Behaviour, config: FinetuneConfig, rng: np.random.Generator) -> Behaviour:
     """Requests with both classes, at most `config.candidates` rows each, and short histories."""
     kept = behaviour.examples.keep(sampled_rows(behaviour.examples.requests, config.candidates, rng=rng))
     history = newest_events(behaviour.history, config.history_limit)
@@ -146,7 +203,14 @@ class _Clicks:
 
     def judge(self, embeddings: Float32, step: int) -> tuple[Float64, float]:
         """Platt-scaled log-losses by request, and AUC; before the first step of the head as fitted."""
-        head = self.head
-        if step:
-            head = RelevanceHead(head.config, self.network.weights(), Calibration.identity())
+        head = self._head(step)
         return self.judged.losses(head, embeddings), self.judged.auc(head, embeddings)
+
+    def logits(self, embeddings: Float32, step: int) -> Float32:
+        """(rows,) of the held-out requests, uncalibrated."""
+        return self.judged.logits(self._head(step), embeddings)
+
+    def _head(self, step: int) -> RelevanceHead:
+        if not step:
+            return self.head
+        return RelevanceHead(self.head.config, self.network.weights(), Calibration.identity())

@@ -16,12 +16,14 @@ from openvino import properties
 from recsys.errors import RecsysError
 from recsys.events import Float32
 from recsys.text.runtime import files_digest, plan_batches
+from recsys.text.sparse_storage import expand, squeeze
 from recsys.text.tokenization import Tokenizer, TokenLimits
 
 Precision = Literal["int8", "fp32", "bf16"]
 
 GRAPH_FILE = "encoder.xml"
 WEIGHTS_FILE = "encoder.bin"
+SPARSE_WEIGHTS_FILE = "encoder_sparse.bin"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "encoder.json"
 
@@ -47,7 +49,14 @@ class OpenVinoEncoder:
     """Text to unit vectors on OpenVINO; safe to call from several threads, one call at a time runs."""
 
     def __init__(
-        self, graph: bytes, weights: bytes, tokenizer: Tokenizer, config: EncoderConfig, *, threads: int = 2
+        self,
+        graph: bytes,
+        weights: bytes,
+        tokenizer: Tokenizer,
+        config: EncoderConfig,
+        *,
+        threads: int = 2,
+        sparse: bool = False,
     ) -> None:
         """Compile a graph.
 
@@ -57,11 +66,13 @@ class OpenVinoEncoder:
             tokenizer: gives the ids; its limits are those of `config`.
             config: sizes and precision.
             threads: cores used.
+            sparse: `to_files` stores the weights without their zeros. Nothing else depends on it.
 
         Raises:
             RecsysError: the graph is damaged.
         """
         self._graph, self._weights, self._tokenizer, self.config = graph, weights, tokenizer, config
+        self._sparse = sparse
         try:
             core = openvino.Core()
             model = core.read_model(model=graph, weights=openvino.Tensor(np.frombuffer(weights, np.uint8)))
@@ -73,7 +84,7 @@ class OpenVinoEncoder:
             ) from error
         self._queue = openvino.AsyncInferQueue(compiled, threads)
         self._lock = threading.Lock()
-        self.encoder_id = files_digest(self.to_files())
+        self.encoder_id = files_digest(self._files())
 
     @property
     def dim(self) -> int:
@@ -96,13 +107,12 @@ class OpenVinoEncoder:
         return embeddings
 
     def to_files(self) -> dict[str, bytes]:
-        """Graph, weights, tokenizer and configuration."""
-        return {
-            GRAPH_FILE: self._graph,
-            WEIGHTS_FILE: self._weights,
-            TOKENIZER_FILE: self._tokenizer.definition,
-            CONFIG_FILE: json.dumps(asdict(self.config), indent=1).encode(),
-        }
+        """Graph, weights (dense or sparse), tokenizer and configuration."""
+        files = self._files()
+        if self._sparse:
+            width = 1 if self.config.precision == "int8" else 4
+            files[SPARSE_WEIGHTS_FILE] = squeeze(files.pop(WEIGHTS_FILE), width)
+        return files
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], *, threads: int = 2) -> OpenVinoEncoder:
@@ -111,13 +121,24 @@ class OpenVinoEncoder:
         Raises:
             RecsysError: a file is missing or damaged.
         """
+        sparse = SPARSE_WEIGHTS_FILE in files
         try:
             config = EncoderConfig(**json.loads(files[CONFIG_FILE]))
-            definition, graph, weights = files[TOKENIZER_FILE], files[GRAPH_FILE], files[WEIGHTS_FILE]
+            definition, graph = files[TOKENIZER_FILE], files[GRAPH_FILE]
+            weights = expand(files[SPARSE_WEIGHTS_FILE]) if sparse else files[WEIGHTS_FILE]
         except (KeyError, TypeError, ValueError) as error:
             raise RecsysError("encoder_invalid", f"the encoder's files are incomplete: {error}") from error
         tokenizer = Tokenizer(definition, TokenLimits(config.max_chars, config.max_tokens))
-        return cls(graph, weights, tokenizer, config, threads=threads)
+        return cls(graph, weights, tokenizer, config, threads=threads, sparse=sparse)
+
+    def _files(self) -> dict[str, bytes]:
+        """With dense weights: how they are stored does not decide the embeddings."""
+        return {
+            GRAPH_FILE: self._graph,
+            WEIGHTS_FILE: self._weights,
+            TOKENIZER_FILE: self._tokenizer.definition,
+            CONFIG_FILE: json.dumps(asdict(self.config), indent=1).encode(),
+        }
 
 
 def _compile_options(precision: Precision, threads: int) -> dict[str, object]:

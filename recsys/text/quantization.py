@@ -33,6 +33,7 @@ def build_encoder(
     *,
     precision: Precision = "int8",
     threads: int = 2,
+    sparse: bool = False,
 ) -> OpenVinoEncoder:
     """Compile a text model for serving.
 
@@ -45,16 +46,19 @@ def build_encoder(
             the calibration texts is dropped for fp32 (`encoder.config.precision` tells), as is int8
             where there is no text to calibrate on.
         threads: cores the encoder uses.
+        sparse: its weights are stored without their zeros (see `compression.magnitude`).
     """
     model = export(transformer)
-    plain = _encoder(model, transformer, tokenizer, "bf16" if precision == "bf16" else "fp32", threads)
+    plain_precision: Precision = "bf16" if precision == "bf16" else "fp32"
+    plain = _encoder(model, transformer, tokenizer, plain_precision, threads=threads, sparse=sparse)
     if precision != "int8":
         return plain
     texts = evenly(calibration_texts, CALIBRATION_TEXTS)
-    batches = _calibration_batches(tokenizer, texts)
+    batches = calibration_batches(tokenizer, texts)
     if not batches:
         return plain
-    quantized = _encoder(quantize(model, batches), transformer, tokenizer, "int8", threads)
+    smaller = quantize(model, batches)
+    quantized = _encoder(smaller, transformer, tokenizer, "int8", threads=threads, sparse=sparse)
     cosine = mean_cosine(quantized, plain, texts)
     if cosine < LOWEST_COSINE:
         logger.warning("int8 encoder has cosine %.4f to fp32; keeping fp32", cosine)
@@ -62,16 +66,22 @@ def build_encoder(
     return quantized
 
 
-def export(transformer: TextTransformer) -> openvino.Model:
-    """The network as an OpenVINO model with free batch size and length."""
+def export(network: torch.nn.Module, inputs: dict[str, torch.Tensor] | None = None) -> openvino.Model:
+    """The network as an OpenVINO model with free batch size and length.
+
+    Args:
+        network: what to export; it goes to evaluation mode.
+        inputs: examples (2, 8, ...) of what it takes, by name; None for token ids and their mask.
+    """
     example = torch.ones(2, 8, dtype=torch.int64)
-    inputs = {"input_ids": example, "attention_mask": example.clone()}
+    inputs = inputs or {"input_ids": example, "attention_mask": example.clone()}
     with warnings.catch_warnings():
         # OpenVINO traces with torch.jit, which announces its end on every call.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
-        model = openvino.convert_model(transformer.eval(), example_input=inputs)
-    model.reshape({index: openvino.PartialShape([-1, -1]) for index in range(2)})
+        model = openvino.convert_model(network.eval(), example_input=inputs)
+    shapes = enumerate(openvino.PartialShape([-1, -1, *each.shape[2:]]) for each in inputs.values())
+    model.reshape(dict(shapes))
     return model
 
 
@@ -100,14 +110,16 @@ def _encoder(
     transformer: TextTransformer,
     tokenizer: Tokenizer,
     precision: Precision,
+    *,
     threads: int,
+    sparse: bool,
 ) -> OpenVinoEncoder:
     limits = tokenizer.limits
     config = EncoderConfig(transformer.dim, limits.max_chars, limits.max_tokens, precision)
-    return OpenVinoEncoder(*_serialize(model), tokenizer, config, threads=threads)
+    return OpenVinoEncoder(*serialize(model), tokenizer, config, threads=threads, sparse=sparse)
 
 
-def _serialize(model: openvino.Model) -> tuple[bytes, bytes]:
+def serialize(model: openvino.Model) -> tuple[bytes, bytes]:
     """OpenVINO IR as bytes; the library writes files only.
 
     Names are given afresh: the library counts them over the life of the process, and the same model
@@ -125,6 +137,6 @@ def _serialize(model: openvino.Model) -> tuple[bytes, bytes]:
         return graph.read_bytes(), weights.read_bytes()
 
 
-def _calibration_batches(tokenizer: Tokenizer, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
+def calibration_batches(tokenizer: Tokenizer, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
     planned = plan_batches(tokenizer.encode(texts), token_budget=CALIBRATION_TOKENS)
     return [{"input_ids": ids, "attention_mask": mask} for _, ids, mask in planned]

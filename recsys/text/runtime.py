@@ -36,6 +36,14 @@ class Encoder(Protocol):
         ...
 
 
+class SavedEncoder(Encoder, Protocol):
+    """An encoder that a bundle can hold; `loading.load_encoder` rebuilds it from its files."""
+
+    def to_files(self) -> dict[str, bytes]:
+        """All that it is, as bytes by name."""
+        ...
+
+
 def plan_batches(tokens: Sequence[Sequence[int]], *, token_budget: int = TOKEN_BUDGET) -> list[Batch]:
     """Batches of at most `token_budget` tokens (one text at least), longest first; empty lists are left out.
 

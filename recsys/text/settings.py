@@ -6,9 +6,13 @@ The configuration is read where torch is not installed, too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+from recsys.errors import EXIT_CONFIG, RecsysError
 from recsys.relevance import HeadConfig
+
+Mode = Literal["frozen", "full", "lora", "ia3", "prompt", "prefix"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,9 @@ class FinetuneConfig:
             item of a history; `auto` is `click` where impressions tell what was not clicked, else
             `contrastive`.
         mode: `full` trains all layers (the word table stays, as in distillation), `lora` low-rank
-            updates of the attention's query and value maps, `frozen` nothing.
+            updates of the attention's query and value maps, `ia3` scales of keys, values and neurons,
+            `frozen` nothing. For comparison only, since they have no place in an encoder's weights:
+            `prompt` trains virtual tokens, `prefix` virtual keys and values in every layer.
         max_steps: optimiser steps.
         batch_size: requests a step (click).
         candidates: candidates of a request, up to half of them clicked (click).
@@ -87,6 +93,9 @@ class FinetuneConfig:
         learning_rate: highest rate of the encoder's AdamW in `full` mode; it warms up, then falls to 0.
         lora_learning_rate: the same in `lora` mode.
         lora_rank: rank of the updates.
+        ia3_learning_rate: the same in `ia3` mode.
+        prompt_learning_rate: the same in `prompt` and `prefix` mode.
+        prompt_length: virtual tokens before a text, or keys and values before those of a layer.
         anchor: weight of the mean of 1 - cosine to the embedding before fine-tuning.
         head: of the head that is fitted first, and trained along at a third of its learning rate (click).
         contrast: of the contrastive objective.
@@ -99,7 +108,7 @@ class FinetuneConfig:
     """
 
     objective: Literal["auto", "click", "contrastive"] = "auto"
-    mode: Literal["full", "lora", "frozen"] = "full"
+    mode: Mode = "full"
     max_steps: int = 100
     batch_size: int = 16
     candidates: int = 6
@@ -109,6 +118,9 @@ class FinetuneConfig:
     learning_rate: float = 3e-5
     lora_learning_rate: float = 5e-4
     lora_rank: int = 8
+    ia3_learning_rate: float = 5e-3
+    prompt_learning_rate: float = 5e-3
+    prompt_length: int = 8
     anchor: float = 0.5
     head: HeadConfig = field(default_factory=HeadConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
@@ -118,3 +130,18 @@ class FinetuneConfig:
     patience: int = 2
     min_gain: float = 1e-4
     seed: int = 0
+
+    def check_mergeable(self) -> None:
+        """Refuse the modes that give no encoder of its own.
+
+        Raises:
+            RecsysError: `config_invalid` (exit 78).
+        """
+        if self.mode in ("prompt", "prefix"):
+            raise RecsysError(
+                "config_invalid",
+                f"mode {self.mode} is for the comparison of adaptations only: its virtual tokens have no "
+                "place in an encoder; use full, lora, ia3 or frozen",
+                "finetuning.mode",
+                exit_code=EXIT_CONFIG,
+            )

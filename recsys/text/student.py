@@ -28,7 +28,7 @@ from recsys.text.transformer import TextTransformer
 
 ALGORITHM = 2  # part of the fingerprint: raise it when the same inputs give another student
 NEIGHBOURS = 10
-LEARNED = ("layers.", "word_map.")
+LEARNED = ("layers.", "word_map.", "projection.")
 
 Progress = Callable[[int, int], None]
 
@@ -138,7 +138,7 @@ def imitate(
 ) -> DistillationReport:
     """Train a student of any shape, in place, to give the teacher's embeddings; evaluation mode afterwards.
 
-    Its layers learn, and the map of a factorised word table; word table and positions stay.
+    Its layers learn, the map of a factorised word table and the projection; word table and positions stay.
 
     Args:
         student: what to train; its embeddings are as wide as the teacher's.

@@ -72,7 +72,7 @@ def load_teacher(source: str = PACKAGED_TEACHER, *, limits: TokenLimits | None =
     Raises:
         RecsysError: it is not there (exit 69), its digest is wrong, or it is not a BERT with mean pooling.
     """
-    folder = _find_folder(source)
+    folder = find_folder(source)
     names = [*PACKAGED_SHA256, POOLING_FILE]
     files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
     missing = sorted(set(PACKAGED_SHA256) - set(files))
@@ -110,7 +110,8 @@ def read_checkpoint(files: Mapping[str, bytes]) -> TextTransformer:
     return model.eval()
 
 
-def _find_folder(source: str) -> Path:
+def find_folder(source: str) -> Path:
+    """Where the files of a teacher lie; a hub id is fetched. Raises RecsysError `teacher_unavailable`."""
     if source == PACKAGED_TEACHER:
         try:
             distribution = importlib.metadata.distribution(source)

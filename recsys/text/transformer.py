@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -20,6 +21,7 @@ from recsys.errors import RecsysError
 
 WEIGHTS_FILE = "transformer.safetensors"
 ARCHITECTURE_FILE = "transformer.json"
+SMALLEST_PREFIX = 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Architecture:
             each once.
         word_rank: width of the word table where it is factorised (its rows then pass a (rank, dim) map), 0
             where it is not.
+        projected: numbers that the embedding passes through on its way (by a (projected, dim) map and back),
+            0 where it does not.
         epsilon: of the layer norms.
     """
 
@@ -54,12 +58,18 @@ class Architecture:
     layers: tuple[LayerShape, ...]
     order: tuple[int, ...] = ()
     word_rank: int = 0
+    projected: int = 0
     epsilon: float = 1e-12
 
     @property
     def depth(self) -> int:
         """Layers that a text passes."""
-        return len(self.order or self.layers)
+        return len(self.running)
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Numbers of the layers in the order in which they run."""
+        return self.order or tuple(range(len(self.layers)))
 
     @classmethod
     def uniform(
@@ -132,7 +142,10 @@ class TransformerLayer(nn.Module):
 class TextTransformer(nn.Module):
     """Token ids to one unit-length embedding a text.
 
-    It has no dropout: it is only ever trained from a teacher, briefly.
+    It has no dropout: it is only ever trained from a teacher, briefly. With a projection B the embedding is
+    that of B'B mean. While it trains, each batch passes the first rows of B alone, as many as a random one of
+    `nested_sizes`, so that all those prefixes serve (nested dropout, Rippel et al. 2014; Matryoshka
+    representations, Kusupati et al. 2022).
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -144,6 +157,9 @@ class TextTransformer(nn.Module):
         self.positions = nn.Embedding(architecture.positions, architecture.dim)
         self.norm = nn.LayerNorm(architecture.dim, eps=architecture.epsilon)
         self.layers = nn.ModuleList(TransformerLayer(shape, architecture) for shape in architecture.layers)
+        if architecture.projected:
+            self.projection = nn.Linear(architecture.dim, architecture.projected, bias=False)
+            self._draws = random.Random(0)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed a batch.
@@ -155,18 +171,37 @@ class TextTransformer(nn.Module):
         Returns:
             (B, dim) rows of length 1.
         """
-        return pool(self.hidden_states(input_ids, attention_mask), attention_mask)
+        return self.embed(self.hidden_states(input_ids, attention_mask), attention_mask)
 
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The last layer's tokens, (B, T, dim); padded places hold numbers without meaning."""
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor, *, stop: int | None = None) -> Tensor:
+        """Tokens (B, T, dim) after the first `stop` layers that run, all where it is None.
+
+        Padded places hold numbers without meaning.
+        """
         words = self.words(input_ids)
         if self.architecture.word_rank:
             words = self.word_map(words)
-        hidden = self.norm(words + self.positions.weight[: input_ids.shape[1]])  # (B, T, dim)
+        hidden = self.norm(words + self.positions.weight[: input_ids.shape[1]])
+        return self.run_layers(hidden, attention_mask, stop=stop)
+
+    def run_layers(
+        self, hidden: Tensor, attention_mask: Tensor, *, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """Tokens (B, T, dim) through the layers that run, from place `start` to before `stop`."""
         attend = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * torch.finfo(torch.float32).min
-        for number in self.architecture.order or range(len(self.layers)):
+        for number in self.architecture.running[start:stop]:
             hidden = self.layers[number](hidden, attend)
         return hidden
+
+    def embed(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """From the last layer's tokens to the embedding: (B, T, dim), (B, T) to (B, dim) rows of length 1."""
+        pooled = pool(hidden, attention_mask)
+        if not self.architecture.projected:
+            return pooled
+        basis = self.projection.weight
+        if self.training:
+            basis = basis[: self._draws.choice(nested_sizes(len(basis)))]
+        return functional.normalize((pooled @ basis.T @ basis).float(), dim=-1)
 
     @property
     def weighted_layers(self) -> list[TransformerLayer]:
@@ -196,7 +231,7 @@ class TextTransformer(nn.Module):
             ValueError: there are no such layers.
         """
         shape = teacher.architecture
-        running = shape.order or tuple(range(len(shape.layers)))
+        running = shape.running
         kept = spread_layers(len(running), layers) if isinstance(layers, int) else list(layers)
         if not kept or not set(kept) <= set(range(len(running))):
             raise ValueError(f"layers {kept} of a model with {len(running)}")
@@ -208,7 +243,7 @@ class TextTransformer(nn.Module):
         return student
 
     def take_all_but_layers(self, source: TextTransformer) -> None:
-        """Copy word table, positions and first norm of a model whose architecture differs in layers only."""
+        """Copy everything else of a model whose architecture differs in layers only."""
         rest = {
             name: weight for name, weight in source.state_dict().items() if not name.startswith("layers.")
         }
@@ -249,6 +284,14 @@ def pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     mask = attention_mask[:, :, None].to(hidden.dtype)
     mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
     return functional.normalize(mean.float(), dim=-1)
+
+
+def nested_sizes(dims: int) -> tuple[int, ...]:
+    """`dims`, its half, its quarter and so on, none below 16 but `dims` itself."""
+    sizes = [dims]
+    while sizes[-1] // 2 >= SMALLEST_PREFIX:
+        sizes.append(sizes[-1] // 2)
+    return tuple(sizes)
 
 
 def spread_layers(available: int, wanted: int) -> list[int]:

@@ -29,6 +29,11 @@ SIGNATURE = ModelSignature(
 )
 """One row a (request, item) in, one score a row out, in the order of the rows."""
 
+ENCODER_SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string", "text")]), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])
+)
+"""One text a row in, one embedding a row out."""
+
 SERVED_WITH = ("lightgbm", "numpy", "openvino", "pandas", "polars", "pydantic", "safetensors", "tokenizers")
 """What the version is served with, beside `recsys` itself, which comes from no public index."""
 
@@ -75,10 +80,10 @@ def save_model(folder: Path, bundle_folder: Path, bundle: Bundle, described: Mod
 
         mlflow.pyfunc.save_model(
             path=str(folder),
-            loader_module="serving.pyfunc",
+            loader_module="serving.encoder_pyfunc" if bundle.is_encoder else "serving.pyfunc",
             data_path=str(bundle_folder),
             mlflow_model=described,
-            signature=SIGNATURE,
+            signature=ENCODER_SIGNATURE if bundle.is_encoder else SIGNATURE,
             input_example=golden_frame(golden) if golden is not None and len(golden) else None,
             pip_requirements=[f"{name}=={installed_version(name)}" for name in SERVED_WITH],
         )

@@ -9,7 +9,8 @@ from recsys.events import lengths_to_offsets
 from recsys.relevance import HeadConfig
 from recsys.relevance_examples import Examples
 from recsys.requests import HistoryBatch, Requests
-from recsys.text.adaptation import EncodedTexts, merged, trainable
+from recsys.text.adaptation import EncodedTexts
+from recsys.text.adapters import equip, merged
 from recsys.text.finetuning import Behaviour, finetune
 from recsys.text.settings import FinetuneConfig
 from recsys.text.torch_runtime import TorchEncoder
@@ -25,6 +26,7 @@ CONFIG = FinetuneConfig(
     holdout=0.2,
 )
 REQUESTS, EVENTS, SLATE = 400, 4, 6
+NO_WORDS = torch.zeros(0, dtype=torch.int64)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_fine_tuning_lowers_the_held_out_loss_and_leaves_the_student_alone(
 
 def test_lora_merges_exactly(tiny_teacher, made_up_texts):
     model = copy.deepcopy(tiny_teacher.transformer)
-    weights = trainable(model, FinetuneConfig(mode="lora", lora_rank=4))
+    model, weights = equip(model, FinetuneConfig(mode="lora", lora_rank=4), NO_WORDS)
     with torch.no_grad():
         for weight in weights:
             weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
@@ -108,7 +110,7 @@ def test_lora_trains_few_weights_and_full_all_layers(tiny_teacher):
     counts = {}
     for mode in ("full", "lora"):
         model = copy.deepcopy(tiny_teacher.transformer)
-        counts[mode] = sum(weight.numel() for weight in trainable(model, FinetuneConfig(mode=mode)))
+        counts[mode] = sum(weight.numel() for weight in equip(model, FinetuneConfig(mode=mode), NO_WORDS)[1])
         assert not model.words.weight.requires_grad
     layers = sum(weight.numel() for weight in tiny_teacher.transformer.layers.parameters())
     assert counts["full"] == layers

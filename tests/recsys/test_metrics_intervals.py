@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from recsys.metrics import Interval, mean_interval, paired_interval
+from recsys.metrics.intervals import ratio_interval
 
 
 def test_mean_lies_between_its_bounds_and_every_unit_weighs_the_same() -> None:
@@ -109,3 +110,21 @@ def test_shapes_that_disagree_are_refused() -> None:
         mean_interval(np.zeros(3), np.zeros(2))
     with pytest.raises(ValueError, match="same units"):
         paired_interval(np.zeros(3), np.zeros(1))
+
+
+def test_a_ratio_is_of_means_above_chance_and_drawn_together():
+    rng = np.random.default_rng(0)
+    base = 0.5 + rng.random(400) * 0.2
+    found = ratio_interval(0.5 + (base - 0.5) * 0.9, base, chance=0.5)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.9, 0.9, 0.9))
+    noisy = ratio_interval(base + rng.normal(size=400) * 0.01, base, np.arange(400) // 2)
+    assert noisy.low < noisy.mean < noisy.high
+
+
+def test_a_ratio_leaves_out_what_one_side_lacks_and_knows_no_ratio_to_nothing():
+    a, b = np.array([1.0, np.nan, 3.0, 2.0]), np.array([1.0, 5.0, np.nan, 4.0])
+    assert ratio_interval(a, b).mean == pytest.approx(3.0 / 5.0)
+    assert np.isnan(ratio_interval(np.ones(3), np.zeros(3)).mean)
+    assert np.isnan(ratio_interval(np.ones(1), np.ones(1)).low)
+    with pytest.raises(ValueError, match="same units"):
+        ratio_interval(np.ones(2), np.ones(3))

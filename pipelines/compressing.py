@@ -1,0 +1,280 @@
+"""`recsys compress`: the ladder of variants, each with its receipt, and the cheapest that meets the limits.
+
+The engine is fitted once, on the root's embeddings, before the window on which variants are judged. The
+chosen one is judged again on the test window, which no variant has seen, by the same engine, grown older.
+What is written down on the way is enough to go on after a signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.budget import Budget, Stopped, stopping_on_signals
+from pipelines.compression_answer import answer, confirmation, marked
+from pipelines.compression_engine import Engine, engine_of
+from pipelines.compression_search import Search, spread
+from pipelines.config import Config
+from pipelines.downstream import downstream, sampled_window
+from pipelines.home import Home
+from pipelines.registered_encoder import registered_text
+from pipelines.rungs import Workbench, long_texts_of
+from pipelines.search_space import study_name
+from pipelines.terminal import Terminal, plain
+from pipelines.training import train
+from pipelines.validation import WindowConfig, rolling_windows
+from recsys.compression.anatomy import anatomy_of
+from recsys.compression.build import prepared
+from recsys.compression.pruning import JUDGING_TEXTS, measure_importance
+from recsys.compression.receipt import LONG_TOKENS
+from recsys.compression.recipe import STATIC, parse_recipe
+from recsys.compression.reference import REFERENCE, SentenceTransformersEncoder
+from recsys.compression.settings import CompressionConfig
+from recsys.dataset import Dataset
+from recsys.errors import RecsysError
+from recsys.evaluation import HEADLINE
+from recsys.locks import lock
+from recsys.protocols import Protocol, Split, split
+from recsys.text.item_text import evenly
+from recsys.text.quantization import build_encoder
+from recsys.tracking import Registry
+from recsys.versions import CHOSEN, encoder_name
+
+ROOT = "fp32"
+WINDOW = WindowConfig(windows=1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run is to do.
+
+    Attributes:
+        name: registered name of the recommender; its encoders are versions of `<name>-encoder`.
+        minutes: for measuring variants; the ladder comes first, a search takes what it leaves.
+        resume: keep what an earlier run over the same data and settings measured.
+        bundle: whether a version of `name` is trained with the chosen encoder.
+    """
+
+    name: str
+    minutes: float
+    resume: bool = False
+    bundle: bool = True
+
+
+def compress(
+    data: Dataset,
+    protocol: Protocol,
+    config: Config,
+    home: Home,
+    registry: Registry,
+    terminal: Terminal,
+    asked: Asked,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Measure variants, choose, confirm, and train a version with the chosen one.
+
+    Returns:
+        The answer as plain values, and the anatomy of the root and of the chosen variant for the page; None
+        where nothing was chosen.
+
+    Raises:
+        RecsysError: `interrupted` where a signal came before anything was measured; `lock_held`;
+            `nothing_to_test` for too short a log.
+    """
+    outer = split(data, protocol)
+    inner = rolling_windows(outer.train, protocol, WINDOW)[0]
+    engine_config = replace(config, compression=CompressionConfig())
+    study = study_name(outer.train, protocol, engine_config, (), WINDOW)
+    folder = home.compression / study
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder / "lock"), stopping_on_signals():
+        try:
+            engine = engine_of(inner, data, protocol, config, folder, terminal.step)
+            bench = _bench(engine, inner, data, protocol, config, folder, registry, terminal, asked)
+        except Stopped:
+            raise _interrupted("before anything was measured") from None
+        if not asked.resume:
+            bench.forget()
+        rungs, stopped = _measure(bench, config, asked, terminal)
+        if not any(rung["kind"] == "encoder" for rung in rungs):
+            raise _interrupted("before a variant was measured")
+        choice = answer(rungs, config.compression)
+        chosen = next((rung for rung in rungs if rung["name"] == choice["chosen"]), None)
+        confirmed = bundle = None
+        try:
+            if chosen is not None and stopped != "signal":
+                registry.set_alias(bench.name, CHOSEN, chosen["version"])
+                confirmed = _confirm(bench, engine, chosen, outer, data, protocol, config, terminal)
+                if asked.bundle and confirmed["confirmed"]:
+                    bundle = _bundle(bench, chosen, data, config, home, terminal, asked)
+        except Stopped:
+            stopped = "signal"
+    document = {
+        "data": data.name,
+        "protocol": protocol,
+        "name": bench.name,
+        "headline": HEADLINE[protocol],
+        "reference": _reference(rungs),
+        "requests": [len(each.window.requests) for each in bench.windows],
+        "stopped_by": stopped,
+        "variants": marked(rungs, choice["chosen"], config.compression),
+        "limits": config.compression.limits,
+        "prices": asdict(config.compression.prices),
+        "choice": choice,
+        "confirmation": confirmed,
+        "bundle": bundle,
+        "root": engine.report,
+        "study": study,
+    }
+    return plain(document), _anatomy(bench, chosen)
+
+
+def _bench(
+    engine: Engine,
+    window: Split,
+    data: Dataset,
+    protocol: Protocol,
+    config: Config,
+    folder: Path,
+    registry: Registry,
+    terminal: Terminal,
+    asked: Asked,
+) -> Workbench:
+    """Everything that all variants are measured with."""
+    settings, step, source = config.compression, terminal.step, engine.source
+    chosen = sampled_window(window, settings.requests, config.seed)
+    judged = downstream(
+        engine.models, engine.features, chosen, protocol, data, config, step, seed=config.seed
+    )
+    root = source.root
+    with step("reference"):
+        held_out = build_encoder(root.transformer, root.tokenizer, [], precision="fp32")
+        reference = SentenceTransformersEncoder(engine.teacher)
+    worded = [text.partition("\n")[0] for text in source.texts if text]
+    return Workbench(
+        encoder_name(asked.name),
+        window.train.end,
+        source,
+        [judged],
+        (REFERENCE, reference),
+        evenly(worded, settings.speed_texts),
+        long_texts_of(source, settings.speed_texts // 2, LONG_TOKENS),
+        held_out.encode(source.lessons.holdout),
+        settings,
+        folder,
+        registry,
+        step,
+    )
+
+
+def _measure(
+    bench: Workbench, config: Config, asked: Asked, terminal: Terminal
+) -> tuple[list[dict[str, Any]], str]:
+    """All rungs that are known when the time is over or a signal comes, and which of both it was."""
+    budget, settings = Budget(asked.minutes * 60.0), config.compression
+    recipes = spread([ROOT], settings.ladder)
+    search = Search(bench, bench.folder, config.seed, terminal.note)
+    stopped = "end"
+    try:
+        for place, recipe in enumerate(recipes):
+            if place > 1 and budget.left <= 0:
+                stopped = "time"
+                break
+            _attempt(bench, recipe, terminal)
+        for part in settings.parts:
+            if budget.left > 0:
+                bench.measured_part(part)
+        if settings.search:
+            search.run(lambda: budget.left > 0)
+            stopped = "time" if budget.left <= 0 else stopped
+    except Stopped:
+        stopped = "signal"
+    names = spread(recipes, search.recipes())
+    rungs = [bench.known(parse_recipe(name)) for name in names]
+    parts = [bench.known_as(part) for part in settings.parts]
+    return [rung for rung in [*rungs, *parts] if rung is not None], stopped
+
+
+def _attempt(bench: Workbench, recipe: str, terminal: Terminal) -> None:
+    """Measure one rung; what cannot be built here is told and left out."""
+    try:
+        rung = bench.measured(parse_recipe(recipe))
+    except (ValueError, RecsysError) as error:
+        terminal.note(f"{recipe}: left out, {error}")
+        return
+    quality, speed = rung["quality_ratio"]["mean"], rung["throughput_ratio"]
+    size = rung["bytes"] / 1e6
+    terminal.note(f"{recipe}: quality x{quality or 0:.4f}, {speed:.1f} times as fast, {size:.1f} MB")
+
+
+def _confirm(
+    bench: Workbench,
+    engine: Engine,
+    chosen: Mapping[str, Any],
+    outer: Split,
+    data: Dataset,
+    protocol: Protocol,
+    config: Config,
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """The chosen variant, as it came back from the registry, on the test window."""
+    step = terminal.step
+    unseen = sampled_window(outer, config.compression.requests, config.seed)
+    window = downstream(
+        engine.models, engine.features, unseen, protocol, data, config, step, seed=config.seed
+    )
+    text = registered_text(bench.registry, chosen_uri(bench, chosen), data, config, step)
+    seen = bench.judged_on(window, text.embeddings.matrix)
+    return confirmation(chosen, seen, len(unseen.requests), config.compression)
+
+
+def _bundle(
+    bench: Workbench,
+    chosen: Mapping[str, Any],
+    data: Dataset,
+    config: Config,
+    home: Home,
+    terminal: Terminal,
+    asked: Asked,
+) -> dict[str, Any]:
+    """A version of the recommender trained with the chosen encoder, whose tag names it."""
+    uri = chosen_uri(bench, chosen)
+    settings = replace(config, text=replace(config.text, encoder=uri))
+    trained = train(data, settings, home, bench.registry, terminal, name=asked.name)
+    return {
+        "model": trained.version.uri,
+        "bytes": trained.bundle_bytes,
+        "encoder": uri,
+        "metrics": trained.metrics,
+    }
+
+
+def chosen_uri(bench: Workbench, rung: Mapping[str, Any]) -> str:
+    """The fixed name of a rung's version."""
+    return f"models:/{bench.name}/{rung['version']}"
+
+
+def _anatomy(bench: Workbench, chosen: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if chosen is None:
+        return None
+    recipe, source = parse_recipe(chosen["name"]), bench.source
+    compressed = None if recipe.runtime == STATIC else prepared(recipe, source, lambda done, total: None)
+    with bench.step("anatomy"):
+        importance = measure_importance(source.root, evenly(source.texts, JUDGING_TEXTS))
+        return anatomy_of(source.root, compressed, importance).to_document()
+
+
+def _reference(rungs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the speeds are told against, over all rungs: the median of its rates."""
+    rates = {"titles_per_second": "throughput_ratio", "long_texts_per_second": "long_throughput_ratio"}
+    encoders = [rung for rung in rungs if rung["kind"] == "encoder"]
+    found: dict[str, Any] = {"name": REFERENCE}
+    for rate, ratio in rates.items():
+        values = sorted(rung[rate] / rung[ratio] for rung in encoders)
+        found[rate] = values[len(values) // 2]
+    return found
+
+
+def _interrupted(when: str) -> RecsysError:
+    return RecsysError("interrupted", f"stopped {when}; --resume goes on", exit_code=130)

@@ -1,0 +1,110 @@
+"""What a ladder stands on: the root encoder, adapted to behaviour, and the engine fitted on its embeddings.
+
+Both are kept in the folder of the study, in the formats of a bundle, so that a run that goes on does not
+fit them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from features.builder import Features
+from pipelines.config import Config
+from pipelines.encoding import adapted
+from pipelines.fitting import Step, fit, stacking_split
+from pipelines.terminal import plain
+from recsys.compression.build import Source
+from recsys.compression.variant import Variant
+from recsys.dataset import Dataset
+from recsys.model import Model
+from recsys.protocols import Protocol, Split
+from recsys.recommender import Recommender
+from recsys.storage import json_bytes, parse_json, write_atomic
+from recsys.text.embeddings import ItemEmbeddings
+from recsys.text.item_text import catalogue_texts
+from recsys.text.quantization import build_encoder
+from recsys.text.student import Lessons
+from recsys.text.teacher import Teacher, load_teacher
+from recsys.text.transformer import TextTransformer
+
+ROOT_REPORT, FEATURES_FILE = "root.json", "features.json"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The root, and the models that were fitted on its embeddings.
+
+    Attributes:
+        teacher: the model that the root was adapted from, for the reference of speeds.
+        source: what variants are made from.
+        models: the fitted recommender. `features`: its columns.
+        report: how the root was adapted.
+    """
+
+    teacher: Teacher
+    source: Source
+    models: Recommender
+    features: Features
+    report: dict[str, Any]
+
+
+def engine_of(
+    window: Split, data: Dataset, protocol: Protocol, config: Config, folder: Path, step: Step
+) -> Engine:
+    """Adapt the root and fit the engine on what lies before `window`, or read both from the folder."""
+    texts = catalogue_texts(data.catalogue, max_chars=config.text.max_chars)
+    with step("teacher"):
+        teacher = load_teacher(config.text.teacher)
+    transformer, report = _root(teacher, texts, window, protocol, config, folder / "root", step)
+    # bf16 is exact enough for the models to be fitted on (cosine .99998).
+    runtime = build_encoder(transformer, teacher.tokenizer, [], precision="bf16")
+    with step("root embeddings"):
+        embeddings = ItemEmbeddings.empty().update(texts, runtime)
+    kept = folder / "engine"
+    if not (kept / FEATURES_FILE).exists():
+        fitted = fit(
+            window.train, window.visible, protocol, embeddings.matrix, config, step, seed=config.seed
+        )
+        roles = dict(zip(data.event_types, data.roles, strict=True))
+        model = Model(fitted.recommender, data.catalogue, data.users, embeddings, roles, {})
+        _write(kept, {**model.to_files(), FEATURES_FILE: fitted.features.to_json().encode()}, FEATURES_FILE)
+    files = _read(kept)
+    features = Features.from_json(files[FEATURES_FILE])
+    models = Model.from_files(files, features).recommender
+    recovery = replace(config.compression.recovery, seed=config.seed)
+    with step("lessons"):
+        lessons = Lessons.of(replace(teacher, transformer=transformer), texts, recovery)
+    root = Variant(transformer, teacher.tokenizer)
+    source = Source(root, texts, embeddings.matrix, lessons, recovery, folder / "networks")
+    return Engine(teacher, source, models, features, report)
+
+
+def _root(
+    teacher: Teacher,
+    texts: list[str],
+    window: Split,
+    protocol: Protocol,
+    config: Config,
+    folder: Path,
+    step: Step,
+) -> tuple[TextTransformer, dict[str, Any]]:
+    """The teacher, fine-tuned on the log before the ranker's rows where that helped what was held out."""
+    if not (folder / ROOT_REPORT).exists():
+        past = stacking_split(window.train, protocol, config).train
+        tuned, report = adapted(teacher.transformer, teacher, texts, past, config, step, seed=config.seed)
+        _write(folder, {**tuned.to_files(), ROOT_REPORT: json_bytes(plain(report))}, ROOT_REPORT)
+    files = _read(folder)
+    return TextTransformer.from_files(files), parse_json(files[ROOT_REPORT], ROOT_REPORT)
+
+
+def _write(folder: Path, files: dict[str, bytes], last: str) -> None:
+    """Put files in a folder, `last` after all others: where it is, the rest is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(files, key=lambda name: name == last):
+        write_atomic(folder / name, files[name])
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
