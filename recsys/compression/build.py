@@ -85,7 +85,7 @@ def build(recipe: Recipe, source: Source, progress: Progress | None = None) -> B
 
     Raises:
         ValueError: a method refuses what the steps before it left.
-        RecsysError: `missing_package` for the ONNX runtime, where it is not installed.
+        RecsysError: `missing_extra` for the ONNX runtime, where it is not installed.
     """
     began = time.monotonic()
     report = progress or (lambda done, total: None)

@@ -123,7 +123,7 @@ class ExitHead(nn.Module):
     """
 
     def __init__(self, embedding: RidgeFit, estimate: RidgeFit) -> None:
-        """Take the maps from the state (dim inputs), and from the state and the log of the length (dim + 1)."""
+        """Take the maps from the state, and from the state and the log of the length."""
         super().__init__()
         dim = len(embedding.weight)
         self.embedding = nn.Linear(dim, dim)

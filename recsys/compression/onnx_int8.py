@@ -39,7 +39,7 @@ def build_onnx(
         threads: texts run at a time.
 
     Raises:
-        RecsysError: `missing_package` without the extra `compare`; `encoder_invalid` where the mean cosine to
+        RecsysError: `missing_extra` without the extra `compare`; `encoder_invalid` where the mean cosine to
             the network falls under .9 on made-up token ids.
     """
     model = export(transformer)
@@ -56,7 +56,7 @@ def export(transformer: TextTransformer) -> onnx.ModelProto:
     """The network with pooling and scaling to length 1, free in batch size and length.
 
     Raises:
-        RecsysError: `missing_package`.
+        RecsysError: `missing_extra`.
     """
     for package in PACKAGES:
         optional(package)

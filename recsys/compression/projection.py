@@ -27,8 +27,8 @@ def project(variant: Variant, texts: Sequence[str], *, dims: int) -> Variant:
 
     Args:
         variant: what to project; it is not changed.
-        texts: the corpus; 2,000 of them, evenly spread, decide the directions. Fewer than `dims` leave the last
-            ones to chance.
+        texts: the corpus; 2,000 of them, evenly spread, decide the directions. Fewer than `dims` leave the
+            last ones to chance.
         dims: numbers kept; all of the width change nothing.
 
     Raises:

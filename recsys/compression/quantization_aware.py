@@ -3,9 +3,9 @@
 On the way forward numbers are rounded, the gradient passes as if they were not (Jacob et al. 2018; straight
 through: Bengio et al. 2013). They are rounded as the compiled graph does it: weights to 255 symmetric levels
 of each output, what goes into a dense map to 256 levels of its running range, and so queries and keys, whose
-products are int8, too. First the inputs' scale is moved into the weights (SmoothQuant, Xiao et al. 2023, with
-the compiler's alpha): without that, what is learnt is to bear a rounding that never comes. The word table is
-left out: it does not learn.
+products are int8, too, and rows of the word table to their 255 levels. First the inputs' scale is moved into
+the weights (SmoothQuant, Xiao et al. 2023, with the compiler's settings): without that, what is learnt is to
+bear a rounding that never comes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ from recsys.text.transformer import TextTransformer
 OBSERVED_TEXTS = 128
 SMOOTHING = 0.95
 """Alpha: an input's scale is divided by its largest value to this power."""
+LEAST_SHARE = 0.1
+"""Share of the inputs that are divided by more than that asks for: by as little as the one above them."""
 MOMENTUM = 0.01
-LEAST = 1e-5
+LEAST = 1e-30
+FLOOR = 1e-5
+"""Of magnitudes whose ratio is a scale."""
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -67,6 +71,7 @@ def int8_simulated(transformer: TextTransformer, observed: Batches) -> Iterator[
     """
     scales = _input_scales(transformer, observed)
     with ExitStack() as stack:
+        stack.enter_context(_rounded_table(transformer.words.weight))
         stack.enter_context(parametrised((dense, _RoundedWeight(scale)) for dense, scale in scales.items()))
         for dense, scale in scales.items():
             stack.callback(dense.register_forward_pre_hook(_RoundedInput(scale)).remove)
@@ -78,8 +83,25 @@ def int8_simulated(transformer: TextTransformer, observed: Batches) -> Iterator[
         yield
 
 
+def _rounded_rows(weight: Tensor) -> Tensor:
+    """Every row to 255 levels, symmetric around zero, which stays."""
+    step = weight.abs().amax(1, keepdim=True).clamp(min=LEAST) / 127
+    return torch.round(weight / step) * step
+
+
+@contextmanager
+def _rounded_table(table: Tensor) -> Iterator[None]:
+    """The word table does not learn: it is rounded once, and put back."""
+    whole = table.detach().clone()
+    try:
+        table.data.copy_(_rounded_rows(whole))
+        yield
+    finally:
+        table.data.copy_(whole)
+
+
 class _RoundedWeight(nn.Module):
-    """A weight (outputs, inputs) on its levels after smoothing; what is zero stays zero."""
+    """A weight (outputs, inputs) on its levels after smoothing."""
 
     scale: Tensor
 
@@ -88,9 +110,8 @@ class _RoundedWeight(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
-        smooth = weight.detach() * self.scale
-        step = smooth.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
-        return weight + (torch.round(smooth / step) * step / self.scale - weight.detach())
+        kept = weight.detach()
+        return weight + (_rounded_rows(kept * self.scale) / self.scale - kept)
 
 
 class _Rounding:
@@ -103,7 +124,7 @@ class _Rounding:
     def __call__(self, tensor: Tensor, learning: bool) -> Tensor:
         if learning or not self.seen:
             self._observe(tensor.detach())
-        step = ((self.high - self.low) / 255).clamp(min=1e-30)
+        step = ((self.high - self.low) / 255).clamp(min=LEAST)
         zero = torch.round(-self.low / step)
         within = tensor.clamp(-zero * step, (255 - zero) * step)  # no gradient beyond the range
         return within + (torch.round(within / step) * step - within).detach()
@@ -160,8 +181,9 @@ def _input_scales(transformer: TextTransformer, observed: Batches) -> dict[nn.Li
 
 def _scale(inputs: Tensor, weight: Tensor) -> Tensor:
     """From the largest magnitude of every input and the weight (outputs, inputs)."""
-    weights = weight.abs().amax(0).clamp(min=LEAST)
-    return inputs.clamp(min=LEAST) ** SMOOTHING / weights ** (1.0 - SMOOTHING)
+    weights = weight.abs().amax(0).clamp(min=FLOOR)
+    scale = inputs.clamp(min=FLOOR) ** SMOOTHING / weights ** (1.0 - SMOOTHING)
+    return scale.clamp(min=float(scale.quantile(LEAST_SHARE)))
 
 
 @torch.no_grad()

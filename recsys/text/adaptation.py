@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from recsys.events import Float32, Float64, Int64
 from recsys.relevance_training import clearly_lower
 from recsys.text.adapters import equip, learning_rate, merged, weight_decay
+from recsys.text.item_text import evenly
 from recsys.text.runtime import plan_batches
 from recsys.text.settings import FinetuneConfig
 from recsys.text.tokenization import Tokenizer, pad_batch
@@ -28,8 +30,8 @@ from recsys.text.transformer import TextTransformer
 
 WARMUP_SHARE = 0.1
 MAX_GRADIENT_NORM = 1.0
-SAMPLED_TEXTS = 200
-"""Texts that the words are drawn from with which virtual tokens start."""
+COUNTED_TEXTS = 200
+"""Texts whose most frequent words virtual tokens start as."""
 
 Progress = Callable[[int, int], None]
 """Called with (step, max_steps) after every step."""
@@ -131,15 +133,15 @@ class TextInTraining:
 
     def equip(self) -> list[nn.Parameter]:
         """Put in what the mode trains; the weights to train."""
-        self.model, trained = equip(self._student, self.config, self._some_words(self.config.prompt_length))
+        self.model, trained = equip(self._student, self.config, self._common_words(self.config.prompt_length))
         return trained
 
-    def _some_words(self, count: int) -> Tensor:
-        """(count,) token ids that stand in the catalogue's texts, drawn under the seed; 0 where none do."""
-        rng = np.random.default_rng([self.config.seed, 1])
-        items = rng.permutation(len(self.catalogue.texts))[:SAMPLED_TEXTS]
-        words = sorted({word for item in items.tolist() for word in self.tokens(item)[1:-1]}) or [0]
-        return torch.from_numpy(rng.choice(np.array(words), count, replace=len(words) < count))
+    def _common_words(self, count: int) -> Tensor:
+        """(count,) the most frequent token ids of the texts, over again where there are fewer; 0 for none."""
+        encoded = self.tokenizer.encode(evenly(self.catalogue.texts, COUNTED_TEXTS))
+        words = Counter(word for ids in encoded for word in ids[1:-1])
+        common = [word for word, _ in words.most_common(count)] or [0]
+        return torch.from_numpy(np.resize(np.array(common, np.int64), count))
 
     def tokens(self, item: int) -> list[int]:
         """Token ids of an item; empty for -1 and for a text without a word."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from recsys.errors import RecsysError
-from recsys.text import onnx_runtime, openvino_runtime, static_runtime
+from recsys.text import exit_runtime, onnx_runtime, openvino_runtime, static_runtime
+from recsys.text.exit_runtime import ExitEncoder
 from recsys.text.onnx_runtime import OnnxEncoder
 from recsys.text.openvino_runtime import OpenVinoEncoder
 from recsys.text.runtime import SavedEncoder
@@ -15,6 +16,7 @@ Loader = Callable[[Mapping[str, bytes], int], SavedEncoder]
 
 LOADERS: dict[str, Loader] = {
     static_runtime.TABLE_FILE: lambda files, threads: StaticEncoder.from_files(files),
+    exit_runtime.FIRST_GRAPH: lambda files, threads: ExitEncoder.from_files(files, threads=threads),
     onnx_runtime.GRAPH_FILE: lambda files, threads: OnnxEncoder.from_files(files, threads=threads),
     openvino_runtime.GRAPH_FILE: lambda files, threads: OpenVinoEncoder.from_files(files, threads=threads),
 }
@@ -30,7 +32,7 @@ def load_encoder(files: Mapping[str, bytes], *, threads: int = 2) -> SavedEncode
 
     Raises:
         RecsysError: `encoder_invalid` where no encoder is among the files, or one that is damaged;
-            `missing_package` where its runtime is not installed.
+            `missing_extra` where its runtime is not installed.
     """
     for marker, load in LOADERS.items():
         if marker in files:

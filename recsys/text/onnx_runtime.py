@@ -51,7 +51,7 @@ class OnnxEncoder:
             threads: texts run at a time, each on one core.
 
         Raises:
-            RecsysError: `missing_package` without ONNX Runtime; `encoder_invalid` for a graph that is
+            RecsysError: `missing_extra` without ONNX Runtime; `encoder_invalid` for a graph that is
                 damaged, has other inputs or outputs, or keeps weights elsewhere.
         """
         self._graph, self._tokenizer, self._threads = graph, tokenizer, threads
@@ -113,12 +113,12 @@ class OnnxEncoder:
 
 
 def optional(module: str) -> Any:
-    """A module that the extra `compare` brings; raises RecsysError `missing_package` (exit 69) without it."""
+    """A module that the extra `compare` brings; raises RecsysError `missing_extra` (exit 69) without it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         what = f'module {error.name} is missing: pip install "recsys[compare]"'
-        raise RecsysError("missing_package", what, exit_code=EXIT_UNAVAILABLE) from error
+        raise RecsysError("missing_extra", what, exit_code=EXIT_UNAVAILABLE) from error
 
 
 def _open(graph: bytes) -> Any:

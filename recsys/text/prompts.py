@@ -16,7 +16,7 @@ from recsys.text.transformer import TextTransformer, TransformerLayer
 class PromptedTransformer(nn.Module):
     """Trainable vectors stand before the words of every text (Lester et al. 2021, "The Power of Scale").
 
-    They start as words that exist, as in section 3.2 there. The text keeps the positions that it had; the
+    They start as common words, as in section 3.2 there. The text keeps the positions that it had; the
     vectors have none of their own, since they can learn one.
     """
 

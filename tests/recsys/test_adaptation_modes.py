@@ -255,12 +255,15 @@ def test_what_judges_does_not_teach(tiny_teacher, catalogue, behaviour):
     assert one.logits.tobytes() == two.logits.tobytes()
 
 
-def test_virtual_tokens_start_as_words_of_the_catalogue(tiny_teacher, catalogue, behaviour):
-    _, text = trained(tiny_teacher, catalogue, behaviour, behaviour, "prompt", max_steps=0)
-    table = tiny_teacher.transformer.words.weight
-    used = sorted({word for ids in tiny_teacher.tokenizer.encode(catalogue.texts) for word in ids[1:-1]})
-    for vector in text.model.model.words.prompt:
-        assert (table[used] == vector).all(1).any()
+def test_virtual_tokens_start_as_the_most_common_words(tiny_teacher):
+    texts = ["lamp", "a red lamp", "the red violin", "a lamp", ""]
+    catalogue = EncodedTexts(texts, np.zeros((5, DIM), np.float32))
+    config = replace(CONFIG, mode="prompt", prompt_length=2)
+    text = TextInTraining(tiny_teacher.transformer, tiny_teacher.tokenizer, catalogue, config)
+    text.equip()
+    lamp, a = (tiny_teacher.tokenizer.encode([word])[0][1] for word in ("lamp", "a"))
+    wanted = tiny_teacher.transformer.words.weight[[lamp, a]]
+    assert torch.equal(text.model.model.words.prompt, wanted)
 
 
 def test_nothing_to_learn_from_is_refused(tiny_teacher, catalogue, behaviour):

@@ -37,7 +37,9 @@ def variant(tiny_teacher) -> Variant:
 @pytest.fixture(scope="module")
 def mixed(made_up_texts) -> list[str]:
     """Different texts of many lengths in a random order."""
-    cut = {text[: 10 + (31 * row + step) % 80] for row, text in enumerate(made_up_texts) for step in (0, 23, 57)}
+    cut = {
+        text[: 10 + (31 * row + step) % 80] for row, text in enumerate(made_up_texts) for step in (0, 23, 57)
+    }
     return [str(text) for text in np.random.default_rng(0).permutation(sorted(cut))]
 
 
@@ -107,7 +109,7 @@ def test_who_leaves_gets_the_early_embedding_and_the_others_the_full_one(encoder
     np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_embedding_does_not_depend_on_batch_mates(encoders, texts, precision, rng):
     encoder = encoders[precision]
     some = [*texts[:62], *BLANK]
@@ -119,12 +121,10 @@ def test_embedding_does_not_depend_on_batch_mates(encoders, texts, precision, rn
     np.testing.assert_allclose(encoder.encode(some * 40)[-64:], together, atol=1e-6)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_about_the_wanted_share_of_new_texts_leaves(variant, texts, half, share):
-    encoder = (
-        half if share == 0.5 else early_exit(variant, texts, layer=LAYER, share=share, precision="fp32")
-    )
-    assert encoder.exit_share(held) == pytest.approx(share, abs=0.15)
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_about_the_wanted_share_of_new_texts_leaves(variant, texts, half, share, held):
+    encoder = half if share == 0.5 else early_exit(variant, texts, layer=LAYER, share=share, precision="fp32")
+    assert encoder.exit_share(held) == pytest.approx(share, abs=0.1)
     assert encoder.exit_share([*held, *BLANK]) == encoder.exit_share(held)
 
 
@@ -135,7 +135,7 @@ def test_the_ends_of_the_share_are_exact(variant, texts):
         assert made.exit_share(texts) == share
 
 
-def test_the_estimate_knows_new_texts_that_leave_well(half, texts):
+def test_the_estimate_knows_new_texts_that_leave_well(half, texts, held):
     early, full = (half.with_threshold(end).encode(held) for end in (ALWAYS, NEVER))
     reached, estimates = cosines(early, full), half.estimates(held)
     assert estimates.mean() == pytest.approx(reached.mean(), abs=0.02)
@@ -145,7 +145,7 @@ def test_the_estimate_knows_new_texts_that_leave_well(half, texts):
     assert cosines(half.encode(held), full).mean() > reached.mean()
 
 
-def test_layers_that_do_nothing_are_left_out_without_loss(variant, texts):
+def test_layers_that_do_nothing_are_left_out_without_loss(variant, texts, held):
     """Behind the exit only norms of what is normed already: the map is all but the identity."""
     shape = variant.transformer.architecture
     idle = TextTransformer(replace(shape, layers=(*shape.layers[:2], LayerShape(0, 0), LayerShape(0, 0))))
@@ -158,15 +158,14 @@ def test_layers_that_do_nothing_are_left_out_without_loss(variant, texts):
     assert made.config.threshold == pytest.approx(made.estimates(held).min(), abs=0.01)
 
 
-def test_a_wanted_cosine_is_kept_by_those_who_leave(variant, texts):
-    made = early_exit(variant, texts, layer=LAYER, cosine=0.0, precision="fp32")
-    assert made.exit_share(held) > 0.9
-    early, full = (made.with_threshold(end).encode(held) for end in (ALWAYS, NEVER))
-    wanted = float(np.quantile(cosines(early, full), 0.7))
+def test_a_wanted_cosine_is_kept_by_those_who_leave(variant, texts, held, half):
+    early, full = (half.with_threshold(end).encode(held) for end in (ALWAYS, NEVER))
+    reached = cosines(early, full)
+    wanted = float(np.quantile(reached, 0.6))
     made = early_exit(variant, texts, layer=LAYER, cosine=wanted, precision="fp32")
     leaving = made.leaving(held)
-    assert 0.02 < leaving.mean() < 0.98
-    assert cosines(early, full)[leaving].mean() > wanted - 0.02
+    assert 0.05 < leaving.mean() < 0.95
+    assert reached[leaving].mean() == pytest.approx(wanted, abs=0.01)
     none = early_exit(variant, texts, layer=LAYER, cosine=1.0, precision="fp32")
     assert none.config.threshold == NEVER
 
@@ -227,7 +226,7 @@ def test_spared_operations_by_hand(variant, half, texts):
     shape = variant.transformer.architecture
     text = texts[0]
     tokens = len(variant.tokenizer.encode([text])[0])
-    head = 2 * 32 * 32 + 2 * 34
+    head = 2 * 32 * 32 + 2 * 33
     whole, part = operations(shape, tokens), operations(replace(shape, layers=shape.layers[:LAYER]), tokens)
     for end, expected in ((ALWAYS, 1 - (part + head) / whole), (NEVER, -head / whole)):
         assert spared_share(variant, half.with_threshold(end), [text, ""]) == pytest.approx(expected)

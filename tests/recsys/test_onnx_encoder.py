@@ -199,9 +199,9 @@ def test_int8_that_loses_the_texts_is_refused(tiny_teacher):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(reference, package, monkeypatch):
+def test_a_missing_extra_is_named_with_the_extra_that_brings_it(reference, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    message = rf'missing_package: module {package} is missing: pip install "recsys\[compare\]"'
+    message = rf'missing_extra: module {package} is missing: pip install "recsys\[compare\]"'
     with pytest.raises(RecsysError, match=message) as raised:
         build_onnx(reference.transformer, reference.tokenizer)
     assert raised.value.exit_code == 69

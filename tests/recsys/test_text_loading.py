@@ -76,7 +76,7 @@ def test_an_onnx_encoder_without_its_runtime_names_what_to_install(tiny_teacher,
         "tokenizer.json": tiny_teacher.tokenizer.definition,
         "onnx.json": b'{"dim": 32, "max_chars": 200, "max_tokens": 32, "precision": "int8"}',
     }
-    with pytest.raises(RecsysError, match=r'missing_package: .*pip install "recsys\[compare\]"'):
+    with pytest.raises(RecsysError, match=r'missing_extra: .*pip install "recsys\[compare\]"'):
         load_encoder(files)
 
 
