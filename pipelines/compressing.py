@@ -174,7 +174,7 @@ def _measure(
     """All rungs that are known when the time is over or a signal comes, and which of both it was."""
     budget, settings = Budget(asked.minutes * 60.0), config.compression
     recipes = spread([ROOT], settings.ladder)
-    search = Search(bench, bench.folder, config.seed, terminal.note)
+    search = Search(bench, config.seed, terminal.note) if settings.search else None
     stopped = "end"
     try:
         for place, recipe in enumerate(recipes):
@@ -185,12 +185,12 @@ def _measure(
         for part in settings.parts:
             if budget.left > 0:
                 bench.measured_part(part)
-        if settings.search:
+        if search is not None:
             search.run(lambda: budget.left > 0)
             stopped = "time" if budget.left <= 0 else stopped
     except Stopped:
         stopped = "signal"
-    names = spread(recipes, search.recipes())
+    names = spread(recipes, search.recipes() if search else [])
     rungs = [bench.known(parse_recipe(name)) for name in names]
     parts = [bench.known_as(part) for part in settings.parts]
     return [rung for rung in [*rungs, *parts] if rung is not None], stopped

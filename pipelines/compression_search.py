@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import Trial, TrialState
 
-from pipelines.rungs import Workbench, measured_of
+from pipelines.rungs import SEARCH_FILE, Workbench, measured_of
 from recsys.compression.recipe import Recipe, Step
 from recsys.errors import RecsysError
 
@@ -27,9 +26,9 @@ REPEATS = 20
 class Search:
     """A study over recipes, kept in the folder of the bench."""
 
-    def __init__(self, bench: Workbench, folder: Path, seed: int, note: Callable[[str], None]) -> None:
+    def __init__(self, bench: Workbench, seed: int, note: Callable[[str], None]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'search.db'}")
+        storage = optuna.storages.RDBStorage(f"sqlite:///{bench.folder / SEARCH_FILE}")
         self._study = optuna.create_study(
             storage=storage,
             study_name=bench.name,

@@ -40,6 +40,7 @@ MEASURES = {
     "fairness_gap": "fairness_gap",
 }
 """Measures that a limit may bind, to the interval in a rung's document."""
+SEARCH_FILE = "search.db"
 THREADS = 2
 
 
@@ -134,9 +135,9 @@ class Workbench:
         return verdict([window], [window.judge(with_embeddings(window.models, embeddings), self.step)])
 
     def forget(self) -> None:
-        """Drop what was written down; networks and versions stay."""
-        for path in self.folder.glob("rung-*.json"):
-            path.unlink()
+        """Drop what was written down and searched; networks and versions stay."""
+        for path in (*self.folder.glob("rung-*.json"), self.folder / SEARCH_FILE):
+            path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         decisive = [name, asdict(self.config.recovery), self.config.requests, self.name]

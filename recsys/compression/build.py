@@ -24,6 +24,7 @@ from recsys.compression.onnx_int8 import build_onnx
 from recsys.compression.projection import project
 from recsys.compression.pruning import prune
 from recsys.compression.quantization_aware import quantization_aware
+from recsys.compression.receipt import closeness
 from recsys.compression.recipe import METHODS, STATIC, Recipe, Step
 from recsys.compression.sharing import share_layers
 from recsys.compression.static import static_table
@@ -81,7 +82,7 @@ class Built:
 
 
 def build(recipe: Recipe, source: Source, progress: Progress | None = None) -> Built:
-    """Make the variant.
+    """Make the variant; of an encoder fine-tuned for int8 and one that was not, the nearer to the root.
 
     Raises:
         ValueError: a method refuses what the steps before it left.
@@ -95,10 +96,17 @@ def build(recipe: Recipe, source: Source, progress: Progress | None = None) -> B
         rows = [row for row, text in enumerate(source.texts) if text not in held]
         table = static_table(variant, [source.texts[row] for row in rows], source.embeddings[rows])
         return Built(table, None, time.monotonic() - began)
+    encoder = compiled(recipe, variant, source)
     if recipe.aware:
-        brief = brief_recovery(source)
-        variant = quantization_aware(variant, source.lessons, brief, report)
-    return Built(compiled(recipe, variant, source), variant, time.monotonic() - began)
+        taught = quantization_aware(variant, source.lessons, brief_recovery(source), report)
+        again = compiled(recipe, taught, source)
+        if _held_out_cosine(again, source) >= _held_out_cosine(encoder, source):
+            variant, encoder = taught, again
+    return Built(encoder, variant, time.monotonic() - began)
+
+
+def _held_out_cosine(encoder: SavedEncoder, source: Source) -> float:
+    return closeness(encoder.encode(source.lessons.holdout), source.lessons.holdout_targets).cosine
 
 
 def compiled(recipe: Recipe, variant: Variant, source: Source) -> SavedEncoder:

@@ -85,7 +85,7 @@ class ExitEncoder:
 
         Args:
             first: OpenVINO IR, graph and weights. Inputs `input_ids` and `attention_mask` (B, T); outputs
-                the tokens' states (B, T, width), the early embedding (B, dim) and the estimate (B, 1).
+                the tokens' states (B, T, dim), the early embedding (B, dim) and the estimate (B, 1).
             rest: likewise. Inputs are those states and `attention_mask`; output (B, dim).
             tokenizer: gives the ids; its limits are those of `config`.
             config: sizes, threshold and precision.
@@ -95,7 +95,9 @@ class ExitEncoder:
             RecsysError: a graph is damaged, or is not such a graph.
         """
         self._parts, self._tokenizer, self.config = (first, rest), tokenizer, config
-        self._first = _Part(first, config, threads, FIRST_GRAPH, ranks=(2, 2), widths=(None, config.dim, 1))
+        self._first = _Part(
+            first, config, threads, FIRST_GRAPH, ranks=(2, 2), widths=(config.dim, config.dim, 1)
+        )
         self._rest = _Part(rest, config, threads, REST_GRAPH, ranks=(3, 2), widths=(config.dim,))
         self._lock = threading.Lock()
         self.encoder_id = files_digest(self.to_files())
@@ -154,7 +156,7 @@ class ExitEncoder:
         return float(left.mean()) if len(left) else math.nan
 
     def _run_first(self, batches: Sequence[Batch], embeddings: Float32) -> dict[int, Float32]:
-        """Writes the embeddings of texts that leave; gives the states (T, width) of the others, by row."""
+        """Writes the embeddings of texts that leave; gives the states (T, dim) of the others, by row."""
         states: dict[int, Float32] = {}
 
         def keep(rows: Int64, outputs: list[Float32]) -> None:
@@ -222,9 +224,9 @@ class _Part:
         name: str,
         *,
         ranks: tuple[int, ...],
-        widths: tuple[int | None, ...],
+        widths: tuple[int, ...],
     ) -> None:
-        """Compile; `ranks` of the inputs and last sizes of the outputs (None: any) must be the graph's."""
+        """Compile; `ranks` of the inputs and last sizes of the outputs must be the graph's."""
         graph, weights = content
         try:
             core = openvino.Core()
@@ -236,8 +238,7 @@ class _Part:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise RecsysError("encoder_invalid", f"OpenVINO refuses the graph: {reason}", name) from error
-        same = len(found_widths) == len(widths) and all(map(_fits, found_widths, widths))
-        if found_ranks != ranks or not same:
+        if (found_ranks, found_widths) != (ranks, widths):
             raise RecsysError("encoder_invalid", "another graph than this part's:", name)
         self._outputs = range(len(widths))
         self._queue = openvino.AsyncInferQueue(compiled, threads)
@@ -252,7 +253,3 @@ class _Part:
         for rows, *inputs in batches:
             self._queue.start_async(dict(enumerate(inputs)), rows)
         self._queue.wait_all()
-
-
-def _fits(found: int, wanted: int | None) -> bool:
-    return wanted is None or found == wanted

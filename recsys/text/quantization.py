@@ -138,5 +138,6 @@ def serialize(model: openvino.Model) -> tuple[bytes, bytes]:
 
 
 def calibration_batches(tokenizer: Tokenizer, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """The texts as inputs of the network by name, at most 512 tokens a batch."""
     planned = plan_batches(tokenizer.encode(texts), token_budget=CALIBRATION_TOKENS)
     return [{"input_ids": ids, "attention_mask": mask} for _, ids, mask in planned]

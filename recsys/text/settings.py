@@ -118,8 +118,8 @@ class FinetuneConfig:
     learning_rate: float = 3e-5
     lora_learning_rate: float = 5e-4
     lora_rank: int = 8
-    ia3_learning_rate: float = 5e-3
-    prompt_learning_rate: float = 5e-3
+    ia3_learning_rate: float = 2e-3
+    prompt_learning_rate: float = 1e-3
     prompt_length: int = 8
     anchor: float = 0.5
     head: HeadConfig = field(default_factory=HeadConfig)

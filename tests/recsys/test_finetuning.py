@@ -21,6 +21,7 @@ CONFIG = FinetuneConfig(
     evaluate_every=20,
     learning_rate=2e-3,
     lora_learning_rate=1e-2,
+    ia3_learning_rate=1e-2,
     anchor=0.1,
     head=HEAD,
     holdout=0.2,
@@ -63,7 +64,7 @@ def tune(tiny_teacher, catalogue, behaviour, config):
     return finetune(tiny_teacher.transformer, tiny_teacher.tokenizer, catalogue, behaviour, config)
 
 
-@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("mode", ["full", "lora", "ia3"])
 def test_fine_tuning_lowers_the_held_out_loss_and_leaves_the_student_alone(
     mode, tiny_teacher, catalogue, behaviour
 ):
@@ -82,6 +83,7 @@ def test_fine_tuning_lowers_the_held_out_loss_and_leaves_the_student_alone(
     assert report.auc >= report.auc_before
     assert 0 < report.drift < 0.9
     assert 0 < report.parameters < tuned.parameter_count
+    assert report.cpu_seconds > 0
     assert steps == [(step, 60) for step in range(1, report.steps + 1)]
     after = tiny_teacher.transformer.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
