@@ -44,6 +44,8 @@ from recsys.versions import CHOSEN, encoder_name
 
 ROOT = "fp32"
 WINDOW = WindowConfig(windows=1)
+NOTHING_MEASURED = CompressionConfig(ladder=(), parts=(), limits={})
+"""What is measured does not decide the engine: a study goes on with another ladder or other limits."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def compress(
     """
     outer = split(data, protocol)
     inner = rolling_windows(outer.train, protocol, WINDOW)[0]
-    engine_config = replace(config, compression=CompressionConfig())
+    engine_config = replace(config, compression=NOTHING_MEASURED)
     study = study_name(outer.train, protocol, engine_config, (), WINDOW)
     folder = home.compression / study
     folder.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,9 @@ def build(recipe: Recipe, source: Source, progress: Progress | None = None) -> B
     if recipe.runtime == STATIC:
         held = set(source.lessons.holdout)  # they measure, and must be as new to a table as to a network
         rows = [row for row, text in enumerate(source.texts) if text not in held]
-        table = static_table(variant, [source.texts[row] for row in rows], source.embeddings[rows])
+        pairs = int(recipe.value_of("pairs") or 0)
+        texts, embeddings = [source.texts[row] for row in rows], source.embeddings[rows]
+        table = static_table(variant, texts, embeddings, pairs=pairs)
         return Built(table, None, time.monotonic() - began)
     encoder = compiled(recipe, variant, source)
     if recipe.aware:
@@ -129,7 +131,7 @@ def compiled(recipe: Recipe, variant: Variant, source: Source) -> SavedEncoder:
 
 def prepared(recipe: Recipe, source: Source, progress: Progress) -> Variant:
     """The network after all methods; the longest beginning that is kept is not made again."""
-    steps = [step for step in recipe.steps if step.method != "exit"]
+    steps = [step for step in recipe.steps if step.method not in ("exit", "pairs")]
     done, variant = _longest_kept(steps, source)
     for place in range(done, len(steps)):
         variant = apply(steps[place], variant, source, progress)

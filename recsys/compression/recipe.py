@@ -48,6 +48,7 @@ METHODS: dict[str, Method] = {
     "word-rank": Method(1, 4096, True, True, "rank of the word table, weighted by use"),
     "shared": Method(2, 48, True, True, "layers in a row that run with one set of weights"),
     "dims": Method(1, 4096, True, True, "numbers an embedding passes through, trained nested"),
+    "pairs": Method(1, 65536, True, False, "neighbouring tokens with a vector of their own; for static"),
     "exit": Method(0.01, 1.0, False, False, "share of texts that leave after half of the layers"),
 }
 INT8_AWARE = "int8-aware"
@@ -71,7 +72,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps in their order, then the runtime; `static` is a runtime without steps but `vocabulary`.
+    """Steps in their order, then the runtime; before `static` stand `vocabulary` and `pairs` alone.
 
     Attributes:
         steps: methods with values.
@@ -136,8 +137,10 @@ def _parse_step(word: str) -> Step:
 def _check_order(recipe: Recipe) -> None:
     """Refuse what cannot be built, before hours are spent."""
     names = [step.method for step in recipe.steps]
-    if recipe.runtime == STATIC and (recipe.aware or set(names) - {"vocabulary"}):
-        raise ValueError("static leaves no network: only vocabulary may stand before it")
+    if recipe.runtime == STATIC and (recipe.aware or set(names) - {"vocabulary", "pairs"}):
+        raise ValueError("static leaves no network: only vocabulary and pairs may stand before it")
+    if "pairs" in names and (names[-1] != "pairs" or recipe.runtime != STATIC):
+        raise ValueError("pairs stands last, before static")
     if recipe.aware and recipe.runtime != "int8":
         raise ValueError(f"{INT8_AWARE} is for the runtime int8, not {recipe.runtime}")
     if "exit" in names and (names[-1] != "exit" or recipe.runtime in ("onnx-int8", STATIC) or recipe.aware):

@@ -12,6 +12,7 @@ LADDER = (
     "int8",
     "layers=2,vocabulary=2,int8",
     "layers=1,vocabulary=2,int8",
+    "vocabulary=1,pairs=4000,static",
     "vocabulary=2,static",
     "layers=3,int8",
     "bf16",

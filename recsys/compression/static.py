@@ -14,8 +14,8 @@ import torch
 from scipy import sparse
 
 from recsys.compression.variant import Variant
-from recsys.events import Float32
-from recsys.text.static_runtime import StaticEncoder, token_matrix
+from recsys.events import Float32, Int32
+from recsys.text.static_runtime import StaticEncoder, token_matrix, token_rows
 from recsys.text.tokenization import pad_batch
 
 RIDGES = (0.3, 0.03, 0.003, 0.0003)
@@ -23,11 +23,12 @@ RIDGES = (0.3, 0.03, 0.003, 0.0003)
 
 HOLDOUT_SHARE = 0.1
 ITERATIONS = 60
+LEAST_PAIR_COUNT = 3
 TOKENS_A_PASS = 1024
 
 
 def static_table(
-    variant: Variant, texts: Sequence[str], embeddings: Float32, *, seed: int = 0
+    variant: Variant, texts: Sequence[str], embeddings: Float32, *, pairs: int = 0, seed: int = 0
 ) -> StaticEncoder:
     """Fit the table.
 
@@ -35,6 +36,7 @@ def static_table(
         variant: the model whose tokens start the table, and whose tokenizer it keeps.
         texts: the corpus.
         embeddings: (texts, dim) the teacher's, unit rows; zero rows teach nothing.
+        pairs: neighbouring tokens that get a vector of their own at most; it starts at zero.
         seed: of the texts held out to choose the ridge.
 
     Raises:
@@ -42,17 +44,31 @@ def static_table(
     """
     if len(texts) != len(embeddings):
         raise ValueError(f"{len(embeddings)} embeddings for {len(texts)} texts")
-    start = token_embeddings(variant)
     told = np.flatnonzero(embeddings.any(axis=1))
-    shares, wanted = token_matrix(variant.tokenizer, [texts[int(row)] for row in told]), embeddings[told]
+    known = [texts[int(row)] for row in told]
+    chosen = frequent_pairs(variant, known, pairs)
+    start = np.pad(token_embeddings(variant), ((0, len(chosen)), (0, 0)))
+    shares, wanted = token_matrix(variant.tokenizer, known, chosen), embeddings[told]
     if not shares.nnz:
-        return StaticEncoder.of(start, variant.tokenizer)
+        return StaticEncoder.of(start, variant.tokenizer, chosen)
     held = np.random.default_rng(seed).random(len(told)) < HOLDOUT_SHARE
     ridge = max(RIDGES)
     if held.any() and not held.all():
         fitted = {each: ridge_towards(start, shares[~held], wanted[~held], each) for each in RIDGES}
         ridge = max(RIDGES, key=lambda each: _mean_cosine(shares[held] @ fitted[each], wanted[held]))
-    return StaticEncoder.of(ridge_towards(start, shares, wanted, ridge), variant.tokenizer)
+    return StaticEncoder.of(ridge_towards(start, shares, wanted, ridge), variant.tokenizer, chosen)
+
+
+def frequent_pairs(variant: Variant, texts: Sequence[str], most: int) -> Int32:
+    """(pairs, 2) the most frequent neighbours that occur three times, in ascending order of their tokens."""
+    tokens, offsets = token_rows(variant.tokenizer, texts)
+    text = np.repeat(np.arange(len(texts)), np.diff(offsets))
+    within = text[:-1] == text[1:]
+    codes = tokens[:-1][within] * variant.tokenizer.vocabulary + tokens[1:][within]
+    found, counts = np.unique(codes, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    kept = np.sort(found[order[counts[order] >= LEAST_PAIR_COUNT]])
+    return np.stack(np.divmod(kept, variant.tokenizer.vocabulary), axis=1).astype(np.int32)
 
 
 @torch.inference_mode()

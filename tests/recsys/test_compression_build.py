@@ -1,4 +1,4 @@
-"""From a recipe to an encoder: every method runs, beginnings are kept and shared, batch mates do not matter."""
+"""From a recipe to an encoder: every method runs, beginnings are shared, batch mates do not matter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ RECIPES = [
     "dims=16,int8",
     "exit=0.5,int8",
     "layers=1,int8-aware,int8",
-    "vocabulary=1,static",
+    "vocabulary=1,pairs=40,static",
+    "static",
 ]
 
 

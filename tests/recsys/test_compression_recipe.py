@@ -37,7 +37,7 @@ def test_an_unknown_method_is_refused_with_all_that_are_known(text):
 def test_a_value_is_taken_exactly_where_it_is_in_range(name, value):
     method = METHODS[name]
     good = method.low <= value <= method.high and (not method.whole or value == int(value))
-    text = f"{name}={value!r},int8"
+    text = f"{name}={value!r},{'static' if name == 'pairs' else 'int8'}"
     if good:
         assert parse_recipe(text).value_of(name) == value
     else:
@@ -54,10 +54,12 @@ def test_a_value_is_taken_exactly_where_it_is_in_range(name, value):
         "exit=0.5,layers=2,int8",
         "exit=0.5,onnx-int8",
         "word-rank=64,vocabulary=2,int8",
+        "pairs=100,int8",
+        "pairs=100,vocabulary=1,static",
     ],
 )
 def test_steps_that_cannot_follow_each_other_are_refused(text):
-    with pytest.raises(ValueError, match=r"static|int8-aware|exit|vocabulary"):
+    with pytest.raises(ValueError, match=r"static|int8-aware|exit|vocabulary|pairs"):
         parse_recipe(text)
 
 

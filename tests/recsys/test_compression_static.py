@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import sparse
 
-from recsys.compression.static import ridge_towards, static_table, token_embeddings
+from recsys.compression.static import frequent_pairs, ridge_towards, static_table, token_embeddings
 from recsys.compression.variant import Variant
 from recsys.errors import RecsysError
 from recsys.text.quantization import mean_cosine
-from recsys.text.static_runtime import TABLE_FILE, StaticEncoder
+from recsys.text.static_runtime import TABLE_FILE, StaticEncoder, token_matrix
 from recsys.text.torch_runtime import TorchEncoder
 
 
@@ -85,3 +87,41 @@ def test_damaged_files_are_refused(encoder, name):
 def test_every_text_needs_its_embedding(variant, made_up_texts):
     with pytest.raises(ValueError, match="2 embeddings for 3 texts"):
         static_table(variant, made_up_texts[:3], np.zeros((2, 32), np.float32))
+
+
+def counted_pairs(variant, texts, named):
+    """The slow way: every text, every pair of neighbours."""
+    rows = np.zeros((len(texts), variant.tokenizer.vocabulary + len(named)))
+    place = {tuple(pair): variant.tokenizer.vocabulary + row for row, pair in enumerate(named.tolist())}
+    for row, ids in enumerate(variant.tokenizer.encode(texts)):
+        for token in ids:
+            rows[row, token] += 1 / len(ids)
+        for pair in itertools.pairwise(ids):
+            if pair in place:
+                rows[row, place[pair]] += 1 / len(ids)
+    return rows
+
+
+def test_pairs_are_the_most_frequent_neighbours_and_counted_where_they_occur(variant, made_up_texts):
+    texts = ["", *made_up_texts[:40], " ", made_up_texts[0]]
+    named = frequent_pairs(variant, texts, 15)
+    counts: dict[tuple[int, int], int] = {}
+    for ids in variant.tokenizer.encode(texts):
+        for pair in itertools.pairwise(ids):
+            counts[pair] = counts.get(pair, 0) + 1
+    wanted = sorted(counts.values(), reverse=True)[: len(named)]
+    assert sorted((counts[tuple(pair)] for pair in named.tolist()), reverse=True) == wanted
+    assert min(wanted) >= 3
+    found = token_matrix(variant.tokenizer, texts, named).toarray()
+    np.testing.assert_allclose(found, counted_pairs(variant, texts, named), atol=1e-6)
+    assert len(frequent_pairs(variant, ["", "one"], 15)) == 0
+
+
+def test_pairs_come_closer_on_the_corpus_and_survive_their_files(variant, teacher, made_up_texts):
+    train = made_up_texts[::2]
+    plain = static_table(variant, train, teacher.encode(train))
+    paired = static_table(variant, train, teacher.encode(train), pairs=200)
+    assert mean_cosine(paired, teacher, train) > mean_cosine(plain, teacher, train)
+    reloaded = StaticEncoder.from_files(paired.to_files())
+    np.testing.assert_array_equal(reloaded.encode(train), paired.encode(train))
+    assert reloaded.encoder_id == paired.encoder_id != plain.encoder_id
