@@ -1,8 +1,8 @@
 """The text encoder: teacher, distilled student, runtimes, item embeddings.
 
 `runtime`, `openvino_runtime`, `onnx_runtime`, `static_runtime`, `exit_runtime`, `loading`, `tokenization`,
-`item_text` and `embeddings` are the serving side and never import torch; `transformer`, `teacher`, `student`, `torch_runtime` and `quantization` are the
-training side.
+`item_text` and `embeddings` are the serving side and never import torch; `transformer`, `teacher`, `student`,
+`torch_runtime` and `quantization` are the training side.
 
 OpenVINO reports to its maker when it is imported, NNCF when it is called. This file runs before any
 module of the package can import them, so it is where both are told not to: OpenVINO falls back to its

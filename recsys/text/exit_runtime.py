@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from recsys.errors import RecsysError
 from recsys.events import Float32, Int64
-from recsys.text.openvino_runtime import Precision, _compile_options
+from recsys.text.openvino_runtime import Precision, compile_options
 from recsys.text.runtime import Batch, files_digest, plan_batches
 from recsys.text.tokenization import Tokenizer, TokenLimits
 
@@ -231,7 +231,7 @@ class _Part:
         try:
             core = openvino.Core()
             model = core.read_model(model=graph, weights=openvino.Tensor(np.frombuffer(weights, np.uint8)))
-            compiled = core.compile_model(model, "CPU", _compile_options(config.precision, threads))
+            compiled = core.compile_model(model, "CPU", compile_options(config.precision, threads))
             shapes = [port.partial_shape for port in compiled.outputs]
             found_ranks = tuple(len(port.partial_shape) for port in compiled.inputs)
             found_widths = tuple(shape[len(shape) - 1].get_length() for shape in shapes)

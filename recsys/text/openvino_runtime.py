@@ -76,7 +76,7 @@ class OpenVinoEncoder:
         try:
             core = openvino.Core()
             model = core.read_model(model=graph, weights=openvino.Tensor(np.frombuffer(weights, np.uint8)))
-            compiled = core.compile_model(model, "CPU", _compile_options(config.precision, threads))
+            compiled = core.compile_model(model, "CPU", compile_options(config.precision, threads))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise RecsysError(
@@ -141,7 +141,7 @@ class OpenVinoEncoder:
         }
 
 
-def _compile_options(precision: Precision, threads: int) -> dict[str, object]:
+def compile_options(precision: Precision, threads: int) -> dict[str, object]:
     """One stream a thread: two small batches side by side beat one batch on two threads."""
     return {
         hints.inference_precision: openvino.Type.bf16 if precision == "bf16" else openvino.Type.f32,

@@ -64,11 +64,11 @@ def test_a_recipe_gives_an_encoder_that_loads_and_does_not_look_at_batch_mates(s
     together = built.encoder.encode(texts)
     assert closeness(together, source.embeddings[:64]).cosine > 0.3
     shuffled = np.random.default_rng(0).permutation(64)
-    np.testing.assert_allclose(
-        built.encoder.encode([texts[n] for n in shuffled]), together[shuffled], atol=1e-6
-    )
+    mixed = built.encoder.encode([texts[number] for number in shuffled])
+    close = 1e-3 if "bf16" in text else 1e-6  # a last bit of fp32 may turn one of bf16
+    np.testing.assert_allclose(mixed, together[shuffled], atol=close)
     alone = np.concatenate([built.encoder.encode([one]) for one in texts[:12]])
-    np.testing.assert_allclose(alone, together[:12], atol=1e-6)
+    np.testing.assert_allclose(alone, together[:12], atol=close)
     reloaded = load_encoder(built.encoder.to_files())
     np.testing.assert_array_equal(reloaded.encode(texts), together)
     assert reloaded.encoder_id == built.encoder.encoder_id
