@@ -87,7 +87,9 @@ def importance(anatomy: Mapping[str, Any]) -> str:
     layers = np.array([[layer["attention"], layer["feed_forward"]] for layer in found["layers"]])
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplot_mosaic([["heads", "layers"], ["neurons", "neurons"]], width_ratios=(1.6, 1))
+        panels: Any = figure.subplot_mosaic(
+            [["heads", "layers"], ["neurons", "neurons"]], width_ratios=(1.6, 1)
+        )
         _heat(figure, panels["heads"], heads, "heads", "head")
         _heat(figure, panels["layers"], layers, "sums", "")
         panels["layers"].set_xticks([0, 1], ["all\nheads", "all\nneurons"], fontsize=8)
