@@ -60,8 +60,8 @@ def quantization_aware(
     with masks_held(network), int8_simulated(network, observed):
         imitate(network, variant.tokenizer, lessons, config, progress=progress)
     with torch.no_grad():
-        for dense in _int8_maps(network):
-            dense.weight.copy_(_Rounded()(dense.weight))
+        for weight in [network.words.weight, *(dense.weight for dense in _int8_maps(network))]:
+            weight.copy_(_Rounded()(weight))
     return variant.then("int8-aware", network)
 
 

@@ -250,6 +250,8 @@ class _Part:
             keep(rows, [request.get_output_tensor(number).data for number in self._outputs])
 
         self._queue.set_callback(done)
-        for rows, *inputs in batches:
-            self._queue.start_async(dict(enumerate(inputs)), rows)
-        self._queue.wait_all()
+        try:
+            for rows, *inputs in batches:
+                self._queue.start_async(dict(enumerate(inputs)), rows)
+        finally:  # a signal may end the loop: nothing must run on after it
+            self._queue.wait_all()

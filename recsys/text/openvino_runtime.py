@@ -101,9 +101,11 @@ class OpenVinoEncoder:
 
         with self._lock:
             self._queue.set_callback(keep)
-            for rows, input_ids, attention_mask in batches:
-                self._queue.start_async({0: input_ids, 1: attention_mask}, rows)
-            self._queue.wait_all()
+            try:
+                for rows, input_ids, attention_mask in batches:
+                    self._queue.start_async({0: input_ids, 1: attention_mask}, rows)
+            finally:  # a signal may end the loop: nothing must run on after it
+                self._queue.wait_all()
         return embeddings
 
     def to_files(self) -> dict[str, bytes]:

@@ -58,7 +58,7 @@ def simulated(variant: Variant, texts: list[str], observed: list[str]) -> np.nda
 @pytest.fixture(scope="module")
 def awkward_teacher(tiny_teacher) -> Teacher:
     """Weights of an input that is always zero are so large that the others of an output share few levels."""
-    network = copy.deepcopy(tiny_teacher.transformer)
+    network = TextTransformer.from_teacher(tiny_teacher.transformer, 2)
     with torch.no_grad():
         for layer in network.weighted_layers:
             layer.expand.weight.mul_(3.0)
@@ -68,6 +68,7 @@ def awkward_teacher(tiny_teacher) -> Teacher:
     return replace(tiny_teacher, transformer=network)
 
 
+@pytest.mark.slow
 def test_what_int8_loses_is_foreseen_and_learnt_back(awkward_teacher, made_up_texts, texts):
     before = Variant(awkward_teacher.transformer, awkward_teacher.tokenizer)
     expected = encoded(before, made_up_texts)
@@ -80,16 +81,18 @@ def test_what_int8_loses_is_foreseen_and_learnt_back(awkward_teacher, made_up_te
         found[name] = compiled.encode(made_up_texts)
         found[f"{name}, simulated"] = simulated(made, made_up_texts, texts)
     lost = {name: 1.0 - float((rows * expected).sum(1).mean()) for name, rows in found.items()}
-    print(lost)
     assert lost["before, simulated"] == pytest.approx(lost["before"], rel=0.1)
     assert lost["after, simulated"] == pytest.approx(lost["after"], rel=0.25)
     assert lost["after"] < 0.3 * lost["before"]
     assert lost["after"] < lost["usual"]
+    assert lost["rounded"] < 0.3 * lost["before"]  # what is left is on the levels itself
 
 
+@pytest.mark.slow
 def test_a_pruned_model_comes_nearer_in_int8(variant, lessons, made_up_texts, texts):
     config = replace(CONFIG, learning_rate=2e-3)
-    pruned = prune(variant, made_up_texts, heads=2, feed_forward=16)
+    shallow = variant.then("two", TextTransformer.from_teacher(variant.transformer, 2))
+    pruned = prune(shallow, made_up_texts, heads=2, feed_forward=16)
     teacher = TorchEncoder(variant.transformer, variant.tokenizer)
     before = build_encoder(pruned.transformer, pruned.tokenizer, texts)
     after = build_aware(quantization_aware(pruned, lessons, config), texts)
