@@ -170,7 +170,7 @@ def project_commands() -> list[tuple[str, list[str]]]:
 
 
 def test_mlproject_offers_the_main_jobs() -> None:
-    assert {name for name, _ in project_commands()} == {"demo", "train", "evaluate", "score"}
+    assert {name for name, _ in project_commands()} == {"demo", "train", "evaluate", "compress", "score"}
 
 
 @pytest.mark.skipif(
