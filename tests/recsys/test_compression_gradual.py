@@ -48,19 +48,17 @@ def test_schedule_is_cubic_and_ends_where_it_should(present, wanted, rounds, kep
 def test_layers_end_narrow_under_one_step_of_the_recipe(variant, texts, lessons):
     files = variant.transformer.to_files()
     earlier = replace(variant, recipe=("before",))
-    pruned = prune_gradually(earlier, texts, lessons, CONFIG, heads=2, feed_forward=16)
-    assert {(shape.heads, shape.feed_forward) for shape in pruned.transformer.architecture.layers} == {
-        (2, 16)
-    }
-    assert pruned.recipe == ("before", "pruned-gradually-2heads-16neurons")
+    pruned = prune_gradually(earlier, texts, lessons, CONFIG, heads=0, feed_forward=8)
+    assert {(shape.heads, shape.feed_forward) for shape in pruned.transformer.architecture.layers} == {(0, 8)}
+    assert pruned.recipe == ("before", "pruned-gradually-0heads-8neurons")
     assert variant.transformer.to_files() == files
     reference = TorchEncoder(variant.transformer, variant.tokenizer)
-    at_once = prune(variant, texts, heads=2, feed_forward=16)
+    at_once = prune(variant, texts, heads=0, feed_forward=8)
     slow, fast = (
         mean_cosine(TorchEncoder(made.transformer, made.tokenizer), reference, texts)
         for made in (pruned, at_once)
     )
-    assert slow > fast
+    assert slow > fast + 0.05
 
 
 def test_one_round_is_pruning_and_then_recovery(variant, texts, lessons):
