@@ -46,6 +46,7 @@ def fit_text(data: Dataset, config: Config, home: Home, step: Step, *, seed: int
 
     The log must end where the ranker's training rows begin, so that these rows are new to the encoder.
     """
+    config.finetuning.check_mergeable()
     texts = catalogue_texts(data.catalogue, max_chars=config.text.max_chars)
     with step("teacher"):
         teacher = load_teacher(config.text.teacher)

@@ -23,7 +23,7 @@ from recsys.compression.modules import drop_modules
 from recsys.compression.onnx_int8 import build_onnx
 from recsys.compression.projection import project
 from recsys.compression.pruning import prune
-from recsys.compression.quantization_aware import quantization_aware
+from recsys.compression.quantization_aware import build_aware, quantization_aware
 from recsys.compression.receipt import closeness
 from recsys.compression.recipe import METHODS, STATIC, Recipe, Step
 from recsys.compression.sharing import share_layers
@@ -101,7 +101,8 @@ def build(recipe: Recipe, source: Source, progress: Progress | None = None) -> B
     encoder = compiled(recipe, variant, source)
     if recipe.aware:
         taught = quantization_aware(variant, source.lessons, brief_recovery(source), report)
-        again = compiled(recipe, taught, source)
+        sparse = recipe.value_of("magnitude") is not None
+        again = build_aware(taught, source.texts, threads=source.threads, sparse=sparse)
         if _held_out_cosine(again, source) >= _held_out_cosine(encoder, source):
             variant, encoder = taught, again
     return Built(encoder, variant, time.monotonic() - began)
