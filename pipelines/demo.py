@@ -29,7 +29,7 @@ from recsys.tracking import Registry
 from recsys.versions import CHOSEN, encoder_name
 
 DEMO_TOKENS = 120_000
-DEMO_STEPS = 40
+DEMO_STEPS = 20
 DEMO_LADDER = ("int8", "vocabulary=2,static", "layers=2,vocabulary=1,int8")
 DEMO_RECOVERY_TOKENS = 60_000
 DEMO_MINUTES = 2.0
@@ -80,7 +80,7 @@ def demo_config(seed: int) -> Config:
     return replace(
         config,
         distillation=replace(config.distillation, max_tokens_seen=DEMO_TOKENS),
-        finetuning=replace(config.finetuning, max_steps=DEMO_STEPS, evaluate_every=DEMO_STEPS // 2),
+        finetuning=replace(config.finetuning, max_steps=DEMO_STEPS, evaluate_every=DEMO_STEPS),
         compression=replace(
             config.compression,
             ladder=DEMO_LADDER,
