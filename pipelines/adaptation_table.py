@@ -32,12 +32,12 @@ from recsys.relevance import HeadConfig, RelevanceHead, newest_events
 from recsys.relevance_examples import requests_within, with_both_classes
 from recsys.relevance_training import MIN_JUDGED, fit_head
 from recsys.requests import HistoryBatch, Requests
-from recsys.text.adaptation import EncodedTexts, TextInTraining
 from recsys.text.finetuning import Adapted, Behaviour, adapt, thinned
 from recsys.text.item_text import catalogue_texts
 from recsys.text.quantization import build_encoder
 from recsys.text.settings import MODES, FinetuneConfig, Mode
 from recsys.text.teacher import load_teacher
+from recsys.text.text_in_training import EncodedTexts, TextInTraining
 from recsys.text.tokenization import Tokenizer
 from recsys.text.transformer import TextTransformer
 

@@ -16,6 +16,7 @@ import typer
 from pipelines.compress_command import compress
 from pipelines.failures import run_to_exit
 from pipelines.home import DEFAULT_NAME, Home
+from pipelines.opening import home_and_registry, load_dataset
 from pipelines.options import (
     ConfigOption,
     DataArgument,
@@ -137,9 +138,9 @@ def train(
     terminal = Terminal(as_json=as_json)
     settings = load_config(config, overrides or [], os.environ)
     moment = None if as_of is None else parse_moment(as_of)
-    place, registry = _home_and_registry(home, tracking_uri)
+    place, registry = home_and_registry(home, tracking_uri)
     registry.check()
-    dataset = _load(data, settings.roles, max_bad, terminal)
+    dataset = load_dataset(data, settings.roles, max_bad, terminal)
     trained = run(dataset, settings, place, registry, terminal, name=name, as_of=moment)
     document = trained_document(trained, data.resolve().name)
     terminal.result(document, lambda console: print_trained(document, console))
@@ -175,7 +176,7 @@ def evaluate(
     terminal = Terminal(as_json=as_json)
     wanted = parse_protocol(protocol)
     settings = load_config(config, overrides or [], os.environ)
-    dataset = _load(data, settings.roles, max_bad, terminal)
+    dataset = load_dataset(data, settings.roles, max_bad, terminal)
     chosen = tuple(seeds) if seeds else (settings.seed,)
     result = run(
         dataset,
@@ -218,7 +219,7 @@ def tune(
 
     settings = load_config(config, overrides or [], os.environ)
     place = Home.at(home)
-    dataset = _load(data, settings.roles, max_bad, terminal)
+    dataset = load_dataset(data, settings.roles, max_bad, terminal)
     found = run(dataset, wanted, settings, place, terminal, minutes=minutes, resume=resume)
     written = write_toml(found, out or place.tuning / found["study"] / "tuned.toml")
     document = {"data": dataset.name, **found, "out": str(written), "seconds": terminal.elapsed()}
@@ -243,7 +244,7 @@ def promote(
 
     terminal = Terminal(as_json=as_json)
     gates = {} if force else load_config(config, overrides or [], os.environ).gates
-    _, registry = _home_and_registry(home, tracking_uri)
+    _, registry = home_and_registry(home, tracking_uri)
     document = promote_version(registry, model, gates)
     terminal.result(document, lambda console: _print_pairs(document, console))
 
@@ -259,7 +260,7 @@ def rollback(
     from pipelines.registering import rollback_name
 
     terminal = Terminal(as_json=as_json)
-    _, registry = _home_and_registry(home, tracking_uri)
+    _, registry = home_and_registry(home, tracking_uri)
     document = rollback_name(registry, name)
     terminal.result(document, lambda console: _print_pairs(document, console))
 
@@ -278,7 +279,7 @@ def verify(
 
     terminal = Terminal(as_json=as_json)
     with terminal.step("verification"):
-        document = verify_thing(what, *_home_and_registry(home, tracking_uri))
+        document = verify_thing(what, *home_and_registry(home, tracking_uri))
     terminal.result(document, lambda console: _print_pairs(document, console))
 
 
@@ -311,29 +312,11 @@ def score(
         max_bad=max_bad,
         allow_shrink=allow_shrink,
     )
-    place, registry = _home_and_registry(home, tracking_uri)
+    place, registry = home_and_registry(home, tracking_uri)
     published = out or place.scores
     result = score_night(data, published, model, settings, place, registry, terminal)
     document = night_document(result, published)
     terminal.result(document, lambda console: _print_pairs(document, console))
-
-
-def _home_and_registry(home: Path | None, tracking_uri: str | None) -> tuple[Home, Any]:
-    from recsys.tracking import Registry
-
-    place = Home.at(home)
-    return place, Registry(place.path, tracking_uri)
-
-
-def _load(data: Path, roles: Any, max_bad: float, terminal: Terminal) -> Any:
-    """The dataset, with the counts of its check on standard error."""
-    from recsys.dataset_folder import load
-
-    with terminal.step("dataset"):
-        dataset, report = load(data, roles=roles, max_bad=max_bad)
-    for line in report.lines():
-        terminal.note(f"  {line}")
-    return dataset
 
 
 def _print_pairs(document: dict[str, Any], console: Any) -> None:

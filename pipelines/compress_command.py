@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.home import DEFAULT_NAME, Home
+from pipelines.opening import home_and_registry, load_dataset
 from pipelines.options import (
     ConfigOption,
     HomeOption,
@@ -58,28 +59,38 @@ def compress(
     if not minutes > 0:
         raise RecsysError("usage", "--minutes must be more than 0, not", f"{minutes:g}", exit_code=EXIT_USAGE)
     settings = _settings(config, overrides or [], recipe or [])
-    from pipelines.compressing import Asked
-    from pipelines.compressing import compress as run
-    from pipelines.compression_page import write_page
-    from pipelines.compression_report import print_compression
-    from recsys.dataset_folder import load
-    from recsys.protocols import parse_protocol
-    from recsys.tracking import Registry
-
-    place = Home.at(home)
-    registry = Registry(place.path, tracking_uri)
-    with terminal.step("dataset"):
-        dataset, report = load(data, roles=settings.roles, max_bad=max_bad)
-    for line in report.lines():
-        terminal.note(f"  {line}")
+    place, registry = home_and_registry(home, tracking_uri)
+    dataset = load_dataset(data, settings.roles, max_bad, terminal)
     if adaptation:
         _compare(dataset, settings, place, terminal)
         return
     registry.check()
-    wanted = parse_protocol(protocol or ("time" if dataset.slates is None else "slate"))
-    asked = Asked(name, minutes, resume=resume, bundle=bundle)
-    document, anatomy = run(dataset, wanted, settings, place, registry, terminal, asked)
-    page = (out or place.compression / document["study"] / "page.html").absolute()
+    _run(
+        terminal,
+        out,
+        data=dataset,
+        protocol=protocol or ("time" if dataset.slates is None else "slate"),
+        config=settings,
+        home=place,
+        registry=registry,
+        name=name,
+        minutes=minutes,
+        resume=resume,
+        bundle=bundle,
+    )
+
+
+def _run(terminal: Terminal, out: Path | None, *, protocol: str, **job: Any) -> None:
+    """The job, its page and its result."""
+    from pipelines.compressing import Job
+    from pipelines.compressing import compress as run
+    from pipelines.compression_page import write_page
+    from pipelines.compression_report import print_compression
+    from recsys.protocols import parse_protocol
+
+    asked = Job(**job, protocol=parse_protocol(protocol), terminal=terminal)
+    document, anatomy = run(asked)
+    page = (out or asked.home.compression / document["study"] / "page.html").absolute()
     write_page(page, document, anatomy)
     document |= {"page": str(page), "seconds": terminal.elapsed(), "step_seconds": terminal.seconds}
     terminal.result(document, lambda console: print_compression(document, console))
@@ -107,9 +118,9 @@ def _settings(path: Path | None, overrides: list[str], recipes: list[str]) -> An
 
 def _list(terminal: Terminal, home: Path | None, tracking_uri: str | None, name: str) -> None:
     from pipelines.compression_listing import listing, print_listing
-    from recsys.tracking import Registry
 
-    document = listing(Registry(Home.at(home).path, tracking_uri), name)
+    _, registry = home_and_registry(home, tracking_uri)
+    document = listing(registry, name)
     terminal.result(document, lambda console: print_listing(document, console))
 
 

@@ -17,14 +17,14 @@ from pipelines.compression_answer import answer, confirmation, marked
 from pipelines.compression_engine import Engine, engine_of
 from pipelines.compression_search import Search, spread
 from pipelines.config import Config
-from pipelines.downstream import downstream, sampled_window
+from pipelines.downstream import Downstream, downstream
 from pipelines.home import Home
 from pipelines.registered_encoder import registered_text
 from pipelines.rungs import Workbench, long_texts_of
 from pipelines.search_space import study_name
 from pipelines.terminal import Terminal, plain
 from pipelines.training import train
-from pipelines.validation import WindowConfig, rolling_windows
+from pipelines.validation import WindowConfig, rolling_windows, sampled_window
 from recsys.compression.anatomy import anatomy_of
 from recsys.compression.build import prepared
 from recsys.compression.pruning import JUDGING_TEXTS, measure_importance
@@ -49,31 +49,32 @@ NOTHING_MEASURED = CompressionConfig(ladder=(), parts=(), limits={})
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a run is to do.
+class Job:
+    """What a run works on, and what it is to do.
 
     Attributes:
+        data: the log. `protocol`: how requests come.
+        config: of the engine, the ladder and the choice.
+        home, registry, terminal: where things are kept, registered and told.
         name: registered name of the recommender; its encoders are versions of `<name>-encoder`.
         minutes: for measuring variants; the ladder comes first, a search takes what it leaves.
         resume: keep what an earlier run over the same data and settings measured.
         bundle: whether a version of `name` is trained with the chosen encoder.
     """
 
+    data: Dataset
+    protocol: Protocol
+    config: Config
+    home: Home
+    registry: Registry
+    terminal: Terminal
     name: str
     minutes: float
     resume: bool = False
     bundle: bool = True
 
 
-def compress(
-    data: Dataset,
-    protocol: Protocol,
-    config: Config,
-    home: Home,
-    registry: Registry,
-    terminal: Terminal,
-    asked: Asked,
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def compress(job: Job) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Measure variants, choose, confirm, and train a version with the chosen one.
 
     Returns:
@@ -84,32 +85,29 @@ def compress(
         RecsysError: `interrupted` where a signal came before anything was measured; `lock_held`;
             `nothing_to_test` for too short a log.
     """
+    data, protocol, settings = job.data, job.protocol, job.config.compression
     outer = split(data, protocol)
     inner = rolling_windows(outer.train, protocol, WINDOW)[0]
-    engine_config = replace(config, compression=NOTHING_MEASURED)
-    study = study_name(outer.train, protocol, engine_config, (), WINDOW)
-    folder = home.compression / study
+    study = study_name(outer.train, protocol, replace(job.config, compression=NOTHING_MEASURED), (), WINDOW)
+    folder = job.home.compression / study
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / "lock"), stopping_on_signals():
         try:
-            engine = engine_of(inner, data, protocol, config, folder, terminal.step)
-            bench = _bench(engine, inner, data, protocol, config, folder, registry, terminal, asked)
+            engine = engine_of(inner, data, protocol, job.config, folder, job.terminal.step)
+            bench = _bench(job, engine, inner, folder)
         except Stopped:
             raise _interrupted("before anything was measured") from None
-        if not asked.resume:
+        if not job.resume:
             bench.forget()
-        rungs, stopped = _measure(bench, config, asked, terminal)
+        rungs, stopped = _measure(job, bench)
         if not any(rung["kind"] == "encoder" for rung in rungs):
             raise _interrupted("before a variant was measured")
-        choice = answer(rungs, config.compression)
+        choice = answer(rungs, settings)
         chosen = next((rung for rung in rungs if rung["name"] == choice["chosen"]), None)
-        confirmed = bundle = None
+        consequences: dict[str, Any] = {"confirmation": None, "bundle": None}
         try:
             if chosen is not None and stopped != "signal":
-                registry.set_alias(bench.name, CHOSEN, chosen["version"])
-                confirmed = _confirm(bench, engine, chosen, outer, data, protocol, config, terminal)
-                if asked.bundle and confirmed["confirmed"]:
-                    bundle = _bundle(bench, chosen, data, config, home, terminal, asked)
+                _follow(job, bench, engine, chosen, outer, consequences)
         except Stopped:
             stopped = "signal"
     document = {
@@ -120,42 +118,28 @@ def compress(
         "reference": _reference(rungs),
         "requests": [len(each.window.requests) for each in bench.windows],
         "stopped_by": stopped,
-        "variants": marked(rungs, choice["chosen"], config.compression),
-        "limits": config.compression.limits,
-        "prices": asdict(config.compression.prices),
+        "variants": marked(rungs, choice["chosen"], settings),
+        "limits": settings.limits,
+        "prices": asdict(settings.prices),
         "choice": choice,
-        "confirmation": confirmed,
-        "bundle": bundle,
+        **consequences,
         "root": engine.report,
         "study": study,
     }
     return plain(document), _anatomy(bench, chosen)
 
 
-def _bench(
-    engine: Engine,
-    window: Split,
-    data: Dataset,
-    protocol: Protocol,
-    config: Config,
-    folder: Path,
-    registry: Registry,
-    terminal: Terminal,
-    asked: Asked,
-) -> Workbench:
+def _bench(job: Job, engine: Engine, window: Split, folder: Path) -> Workbench:
     """Everything that all variants are measured with."""
-    settings, step, source = config.compression, terminal.step, engine.source
-    chosen = sampled_window(window, settings.requests, config.seed)
-    judged = downstream(
-        engine.models, engine.features, chosen, protocol, data, config, step, seed=config.seed
-    )
+    settings, step, source = job.config.compression, job.terminal.step, engine.source
+    judged = _window(job, engine, window)
     root = source.root
     with step("reference"):
         held_out = build_encoder(root.transformer, root.tokenizer, [], precision="fp32")
         reference = SentenceTransformersEncoder(engine.teacher)
     worded = [text.partition("\n")[0] for text in source.texts if text]
     return Workbench(
-        encoder_name(asked.name),
+        encoder_name(job.name),
         window.train.end,
         source,
         [judged],
@@ -165,25 +149,39 @@ def _bench(
         held_out.encode(source.lessons.holdout),
         settings,
         folder,
-        registry,
+        job.registry,
         step,
     )
 
 
-def _measure(
-    bench: Workbench, config: Config, asked: Asked, terminal: Terminal
-) -> tuple[list[dict[str, Any]], str]:
+def _window(job: Job, engine: Engine, window: Split) -> Downstream:
+    """Some of a window's requests, answered by the engine."""
+    config = job.config
+    asked = sampled_window(window, config.compression.requests, config.seed)
+    return downstream(
+        engine.models,
+        engine.features,
+        asked,
+        job.protocol,
+        job.data,
+        config,
+        job.terminal.step,
+        seed=config.seed,
+    )
+
+
+def _measure(job: Job, bench: Workbench) -> tuple[list[dict[str, Any]], str]:
     """All rungs that are known when the time is over or a signal comes, and which of both it was."""
-    budget, settings = Budget(asked.minutes * 60.0), config.compression
+    budget, settings = Budget(job.minutes * 60.0), job.config.compression
     recipes = spread([ROOT], settings.ladder)
-    search = Search(bench, config.seed, terminal.note) if settings.search else None
+    search = Search(bench, job.config.seed, job.terminal.note) if settings.search else None
     stopped = "end"
     try:
         for place, recipe in enumerate(recipes):
             if place > 1 and budget.left <= 0:
                 stopped = "time"
                 break
-            _attempt(bench, recipe, terminal)
+            _attempt(bench, recipe, job.terminal)
         for part in settings.parts:
             if budget.left > 0:
                 bench.measured_part(part)
@@ -210,51 +208,35 @@ def _attempt(bench: Workbench, recipe: str, terminal: Terminal) -> None:
     terminal.note(f"{recipe}: quality x{quality or 0:.4f}, {speed:.1f} times as fast, {size:.1f} MB")
 
 
-def _confirm(
+def _follow(
+    job: Job,
     bench: Workbench,
     engine: Engine,
     chosen: Mapping[str, Any],
-    outer: Split,
-    data: Dataset,
-    protocol: Protocol,
-    config: Config,
-    terminal: Terminal,
-) -> dict[str, Any]:
-    """The chosen variant, as it came back from the registry, on the test window."""
-    step = terminal.step
-    unseen = sampled_window(outer, config.compression.requests, config.seed)
-    window = downstream(
-        engine.models, engine.features, unseen, protocol, data, config, step, seed=config.seed
-    )
-    text = registered_text(bench.registry, chosen_uri(bench, chosen), data, config, step)
-    seen = bench.judged_on(window, text.embeddings.matrix)
-    return confirmation(chosen, seen, len(unseen.requests), config.compression)
+    unseen: Split,
+    consequences: dict[str, Any],
+) -> None:
+    """Point `chosen` to the variant, confirm it on the test window, and train a version with it.
 
-
-def _bundle(
-    bench: Workbench,
-    chosen: Mapping[str, Any],
-    data: Dataset,
-    config: Config,
-    home: Home,
-    terminal: Terminal,
-    asked: Asked,
-) -> dict[str, Any]:
-    """A version of the recommender trained with the chosen encoder, whose tag names it."""
-    uri = chosen_uri(bench, chosen)
-    settings = replace(config, text=replace(config.text, encoder=uri))
-    trained = train(data, settings, home, bench.registry, terminal, name=asked.name)
-    return {
+    What is done is put into `consequences` at once, so that a signal leaves what came before it.
+    """
+    uri = f"models:/{bench.name}/{chosen['version']}"
+    job.registry.set_alias(bench.name, CHOSEN, chosen["version"])
+    window = _window(job, engine, unseen)
+    text = registered_text(job.registry, uri, job.data, job.config, job.terminal.step)
+    seen = bench.judged_on([window], text.embeddings.matrix)
+    found = confirmation(chosen, seen, len(window.window.requests), job.config.compression)
+    consequences["confirmation"] = found
+    if not (job.bundle and found["confirmed"]):
+        return
+    settings = replace(job.config, text=replace(job.config.text, encoder=uri))
+    trained = train(job.data, settings, job.home, job.registry, job.terminal, name=job.name)
+    consequences["bundle"] = {
         "model": trained.version.uri,
         "bytes": trained.bundle_bytes,
         "encoder": uri,
         "metrics": trained.metrics,
     }
-
-
-def chosen_uri(bench: Workbench, rung: Mapping[str, Any]) -> str:
-    """The fixed name of a rung's version."""
-    return f"models:/{bench.name}/{rung['version']}"
 
 
 def _anatomy(bench: Workbench, chosen: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
-
-import numpy as np
 
 from pipelines.downstream import Verdict
 from pipelines.rungs import measured_of
 from recsys.compression.choice import Choice, Measured, choose
 from recsys.compression.settings import CompressionConfig
-from recsys.metrics.intervals import Interval
 
 Rung = Mapping[str, Any]
 
@@ -84,15 +82,6 @@ def confirmation(chosen: Rung, seen: Verdict, requests: int, config: Compression
         "confirmed": not missed,
         "missed": missed,
         "requests": requests,
-        "quality": _plain(seen.quality),
-        **{name: _plain(interval) for name, interval in measures.items()},
-    }
-
-
-def _plain(interval: Interval) -> dict[str, float | None]:
-    return {
-        part: None if np.isnan(value) else float(value)
-        for part, value in zip(
-            ("mean", "low", "high"), (interval.mean, interval.low, interval.high), strict=True
-        )
+        "quality": asdict(seen.quality),
+        **{name: asdict(interval) for name, interval in measures.items()},
     }

@@ -21,7 +21,7 @@ from recsys.dataset import Dataset
 from recsys.model import Model
 from recsys.protocols import Protocol, Split
 from recsys.recommender import Recommender
-from recsys.storage import json_bytes, parse_json, write_atomic
+from recsys.storage import json_bytes, parse_json, read_folder, write_folder
 from recsys.text.embeddings import ItemEmbeddings
 from recsys.text.item_text import catalogue_texts
 from recsys.text.quantization import build_encoder
@@ -58,27 +58,18 @@ def engine_of(
     with step("teacher"):
         teacher = load_teacher(config.text.teacher)
     transformer, report = _root(teacher, texts, window, protocol, config, folder / "root", step)
-    # bf16 is exact enough for the models to be fitted on (cosine .99998).
-    runtime = build_encoder(transformer, teacher.tokenizer, [], precision="bf16")
-    with step("root embeddings"):
-        embeddings = ItemEmbeddings.empty().update(texts, runtime)
-    kept = folder / "engine"
-    if not (kept / FEATURES_FILE).exists():
-        fitted = fit(
-            window.train, window.visible, protocol, embeddings.matrix, config, step, seed=config.seed
-        )
-        roles = dict(zip(data.event_types, data.roles, strict=True))
-        model = Model(fitted.recommender, data.catalogue, data.users, embeddings, roles, {})
-        _write(kept, {**model.to_files(), FEATURES_FILE: fitted.features.to_json().encode()}, FEATURES_FILE)
-    files = _read(kept)
+    files = read_folder(folder / "engine", FEATURES_FILE)
+    if files is None:
+        files = _fitted(transformer, teacher, texts, window, data, protocol, config, step)
+        write_folder(folder / "engine", files, FEATURES_FILE)
     features = Features.from_json(files[FEATURES_FILE])
-    models = Model.from_files(files, features).recommender
+    model = Model.from_files(files, features)
     recovery = replace(config.compression.recovery, seed=config.seed)
     with step("lessons"):
         lessons = Lessons.of(replace(teacher, transformer=transformer), texts, recovery)
     root = Variant(transformer, teacher.tokenizer)
-    source = Source(root, texts, embeddings.matrix, lessons, recovery, folder / "networks")
-    return Engine(teacher, source, models, features, report)
+    source = Source(root, texts, model.embeddings.matrix, lessons, recovery, folder / "networks")
+    return Engine(teacher, source, model.recommender, features, report)
 
 
 def _root(
@@ -91,20 +82,31 @@ def _root(
     step: Step,
 ) -> tuple[TextTransformer, dict[str, Any]]:
     """The teacher, fine-tuned on the log before the ranker's rows where that helped what was held out."""
-    if not (folder / ROOT_REPORT).exists():
+    files = read_folder(folder, ROOT_REPORT)
+    if files is None:
         past = stacking_split(window.train, protocol, config).train
         tuned, report = adapted(teacher.transformer, teacher, texts, past, config, step, seed=config.seed)
-        _write(folder, {**tuned.to_files(), ROOT_REPORT: json_bytes(plain(report))}, ROOT_REPORT)
-    files = _read(folder)
+        files = {**tuned.to_files(), ROOT_REPORT: json_bytes(plain(report))}
+        write_folder(folder, files, ROOT_REPORT)
     return TextTransformer.from_files(files), parse_json(files[ROOT_REPORT], ROOT_REPORT)
 
 
-def _write(folder: Path, files: dict[str, bytes], last: str) -> None:
-    """Put files in a folder, `last` after all others: where it is, the rest is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted(files, key=lambda name: name == last):
-        write_atomic(folder / name, files[name])
-
-
-def _read(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+def _fitted(
+    transformer: TextTransformer,
+    teacher: Teacher,
+    texts: list[str],
+    window: Split,
+    data: Dataset,
+    protocol: Protocol,
+    config: Config,
+    step: Step,
+) -> dict[str, bytes]:
+    """The engine as files: everything of a bundle that knows the root by its embeddings only."""
+    # bf16 is exact enough for the models to be fitted on (cosine .99998).
+    runtime = build_encoder(transformer, teacher.tokenizer, [], precision="bf16")
+    with step("root embeddings"):
+        embeddings = ItemEmbeddings.empty().update(texts, runtime)
+    fitted = fit(window.train, window.visible, protocol, embeddings.matrix, config, step, seed=config.seed)
+    roles = dict(zip(data.event_types, data.roles, strict=True))
+    model = Model(fitted.recommender, data.catalogue, data.users, embeddings, roles, {})
+    return {**model.to_files(), FEATURES_FILE: fitted.features.to_json().encode()}

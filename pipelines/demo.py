@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 
-from pipelines.compressing import Asked, compress
+from pipelines.compressing import Job, compress
 from pipelines.compression_page import write_page
 from pipelines.config import Config
 from pipelines.evaluating import Evaluated
@@ -48,8 +48,8 @@ def run_demo(
     config = demo_config(seed)
     data, report = load(folder, roles=config.roles)
     registry = Registry(home.path)
-    asked = Asked(DEFAULT_NAME, DEMO_MINUTES, bundle=False)
-    ladder, anatomy = compress(data, "slate", config, home, registry, terminal, asked)
+    job = Job(data, "slate", config, home, registry, terminal, DEFAULT_NAME, DEMO_MINUTES, bundle=False)
+    ladder, anatomy = compress(job)
     page = home.compression / "page.html"
     write_page(page, ladder, anatomy)
     if ladder["confirmation"] and ladder["confirmation"]["confirmed"]:

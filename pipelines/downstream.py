@@ -23,7 +23,7 @@ from recsys.fairness import fairness_gap, user_groups
 from recsys.history_effects import explainable, few_candidates, fidelity, history_effects
 from recsys.metrics.intervals import Interval, mean_interval, ratio_interval
 from recsys.popularity import fit_popularity
-from recsys.protocols import Protocol, Split, positives_of
+from recsys.protocols import Protocol, Split
 from recsys.recommender import Recommender
 from recsys.requests import Requests
 
@@ -172,13 +172,3 @@ def with_embeddings(models: Recommender, embeddings: Float32) -> Recommender:
     retriever = models.retriever
     sequence = replace(retriever.sequence, embeddings=embeddings)
     return replace(models, retriever=replace(retriever, embeddings=embeddings, sequence=sequence))
-
-
-def sampled_window(window: Split, most: int, seed: int) -> Split:
-    """At most `most` of the window's requests, in their order."""
-    if len(window.requests) <= most:
-        return window
-    chosen = np.sort(np.random.default_rng(seed).choice(len(window.requests), most, replace=False))
-    return replace(
-        window, requests=window.requests.take(chosen), positives=positives_of(window.positives, chosen)
-    )

@@ -15,8 +15,7 @@ from recsys.events import Float32
 from recsys.next_items import NextItems, Source, next_items, with_hard_negatives
 from recsys.requests import HistoryBatch
 from recsys.retrieval.sources import neighbour_scores, text_scores
-from recsys.storage import json_bytes, parse_json, write_atomic
-from recsys.text.adaptation import EncodedTexts
+from recsys.storage import json_bytes, parse_json, read_folder, write_folder
 from recsys.text.contrastive import contrast
 from recsys.text.embeddings import ItemEmbeddings
 from recsys.text.finetuning import Behaviour, finetune
@@ -26,6 +25,7 @@ from recsys.text.runtime import SavedEncoder
 from recsys.text.settings import FinetuneConfig
 from recsys.text.student import distil, fingerprint
 from recsys.text.teacher import Teacher, load_teacher
+from recsys.text.text_in_training import EncodedTexts
 from recsys.text.transformer import TextTransformer
 from recsys.transitions import fit_transitions
 
@@ -77,16 +77,12 @@ def student_of(
         return teacher.transformer, {"layers": len(list(teacher.transformer.layers))}
     settings = replace(config.distillation, seed=seed)
     folder = home.students / fingerprint(teacher, texts, settings)
-    if (folder / REPORT_FILE).exists():
-        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if files := read_folder(folder, REPORT_FILE):
         return TextTransformer.from_files(files), parse_json(files[REPORT_FILE], REPORT_FILE)
     with step("distillation") as progress:
         student, made = distil(teacher, texts, settings, progress=progress)
     report: dict[str, Any] = plain(asdict(made))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in student.to_files().items():
-        write_atomic(folder / name, content)
-    write_atomic(folder / REPORT_FILE, json_bytes(report))
+    write_folder(folder, {**student.to_files(), REPORT_FILE: json_bytes(report)}, REPORT_FILE)
     return student, report
 
 

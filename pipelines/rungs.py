@@ -76,7 +76,7 @@ class Workbench:
     step: Step
 
     def known(self, recipe: Recipe) -> dict[str, Any] | None:
-        """The rung of this recipe, likewise."""
+        """The rung of this recipe as it was written down, None where it was not measured."""
         return self.known_as(str(recipe))
 
     def measured(self, recipe: Recipe) -> dict[str, Any]:
@@ -93,17 +93,16 @@ class Workbench:
             receipt = self._receipt(built)
         with self.step("catalogue embeddings"):
             embeddings = built.encoder.encode(list(self.source.texts))
-        judged = self._verdict(embeddings)
+        judged = self.judged_on(self.windows, embeddings)
         document: dict[str, Any] = {"name": str(recipe), "parent": recipe.parent or None, "kind": "encoder"}
         document |= figures(receipt, judged, built.seconds)
         with self.step("registry"):
             document["version"] = self._register(recipe, built.encoder, document).number
-        write_atomic(self._path(str(recipe)), json_bytes(plain(document)))
-        return parse_json(json_bytes(plain(document)), str(recipe))
+        return self._write_down(document)
 
-    def known_as(self, part: str) -> dict[str, Any] | None:
-        """The rung of this name as it was written down, None where it was not measured."""
-        path = self._path(part)
+    def known_as(self, name: str) -> dict[str, Any] | None:
+        """The rung of this name, likewise."""
+        path = self._path(name)
         return parse_json(path.read_bytes(), path.name) if path.exists() else None
 
     def measured_part(self, part: str) -> dict[str, Any]:
@@ -111,28 +110,27 @@ class Workbench:
         if found := self.known_as(part):
             return found
         with self.step(f"bundle with {part}"):
+            smaller = [compress_parts(window.models, [part]) for window in self.windows]
             judged = [
-                window.judge(compress_parts(window.models, [part]), self.step) for window in self.windows
+                window.judge(models, self.step) for window, models in zip(self.windows, smaller, strict=True)
             ]
         measured = verdict(self.windows, judged)
-        size = sum(part_bytes(compress_parts(self.windows[0].models, [part])).values())
-        document = plain(
+        return self._write_down(
             {
                 "name": part,
                 "version": None,
                 "parent": None,
                 "kind": "bundle part",
-                "bytes": size,
+                "bytes": sum(part_bytes(smaller[0]).values()),
                 "whole_bytes": sum(part_bytes(self.windows[0].models).values()),
                 **{name: asdict(value) for name, value in vars(measured).items()},
             }
         )
-        write_atomic(self._path(part), json_bytes(document))
-        return dict(document)
 
-    def judged_on(self, window: Downstream, embeddings: Float32) -> Verdict:
-        """What these embeddings do on another window."""
-        return verdict([window], [window.judge(with_embeddings(window.models, embeddings), self.step)])
+    def judged_on(self, windows: Sequence[Downstream], embeddings: Float32) -> Verdict:
+        """What these embeddings do on windows of requests."""
+        judged = [window.judge(with_embeddings(window.models, embeddings), self.step) for window in windows]
+        return verdict(windows, judged)
 
     def forget(self) -> None:
         """Drop what was written down and searched; networks and versions stay."""
@@ -144,11 +142,11 @@ class Workbench:
         digest = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=12)
         return self.folder / f"rung-{digest.hexdigest()}.json"
 
-    def _verdict(self, embeddings: Float32) -> Verdict:
-        judged = [
-            window.judge(with_embeddings(window.models, embeddings), self.step) for window in self.windows
-        ]
-        return verdict(self.windows, judged)
+    def _write_down(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a rung under its name; gives it as plain values."""
+        rung: dict[str, Any] = plain(document)
+        write_atomic(self._path(rung["name"]), json_bytes(rung))
+        return rung
 
     def _receipt(self, built: Built) -> Receipt:
         name, reference = self.reference

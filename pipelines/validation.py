@@ -87,7 +87,12 @@ def sampled(window: Split, protocol: Protocol, config: Config, max_rows: int, *,
     requests = window.requests
     proposed = sum(getattr(config.retrieval, name) for name in SOURCES)
     each = requests.rows / len(requests) if protocol == "slate" else proposed
-    most = max(1, int(max_rows / max(each, 1)))
+    return sampled_window(window, max(1, int(max_rows / max(each, 1))), seed)
+
+
+def sampled_window(window: Split, most: int, seed: int) -> Split:
+    """At most `most` of the window's requests, drawn at random, in their order."""
+    requests = window.requests
     if len(requests) <= most:
         return window
     chosen = np.sort(np.random.default_rng(seed).choice(len(requests), most, replace=False))

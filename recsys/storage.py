@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,20 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], last: str) -> None:
+    """Put files in a folder, `last` after all others: where it lies, the rest is whole; raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(files, key=lambda name: name == last):
+        write_atomic(folder / name, files[name])
+
+
+def read_folder(folder: Path, last: str) -> dict[str, bytes] | None:
+    """The files that `write_folder` put there, None where it did not finish."""
+    if not (folder / last).exists():
+        return None
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def json_bytes(document: Any) -> bytes:

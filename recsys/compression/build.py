@@ -31,7 +31,7 @@ from recsys.compression.static import static_table
 from recsys.compression.variant import Variant
 from recsys.compression.vocabulary import trim_vocabulary
 from recsys.events import Float32
-from recsys.storage import write_atomic
+from recsys.storage import read_folder, write_folder
 from recsys.text.openvino_runtime import Precision
 from recsys.text.quantization import build_encoder
 from recsys.text.runtime import SavedEncoder
@@ -101,8 +101,7 @@ def build(recipe: Recipe, source: Source, progress: Progress | None = None) -> B
     encoder = compiled(recipe, variant, source)
     if recipe.aware:
         taught = quantization_aware(variant, source.lessons, brief_recovery(source), report)
-        sparse = recipe.value_of("magnitude") is not None
-        again = build_aware(taught, source.texts, threads=source.threads, sparse=sparse)
+        again = build_aware(taught, source.texts, threads=source.threads, sparse=recipe.sparse)
         if _held_out_cosine(again, source) >= _held_out_cosine(encoder, source):
             variant, encoder = taught, again
     return Built(encoder, variant, time.monotonic() - began)
@@ -124,9 +123,8 @@ def compiled(recipe: Recipe, variant: Variant, source: Source) -> SavedEncoder:
         return early_exit(
             variant, source.texts, layer=layer, share=share, precision=precision, threads=threads
         )
-    sparse = recipe.value_of("magnitude") is not None
     return build_encoder(
-        transformer, tokenizer, source.texts, precision=precision, threads=threads, sparse=sparse
+        transformer, tokenizer, source.texts, precision=precision, threads=threads, sparse=recipe.sparse
     )
 
 
@@ -202,8 +200,8 @@ def _longest_kept(steps: Sequence[Step], source: Source) -> tuple[int, Variant]:
     """How many of the first steps are on disk, and the network after them."""
     for count in range(len(steps), 0, -1):
         folder = _folder(steps[:count], source)
-        if folder is not None and (folder / TOKENIZER_FILE).exists():
-            files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        files = read_folder(folder, TOKENIZER_FILE) if folder else None
+        if files:
             tokenizer = Tokenizer(files[TOKENIZER_FILE], source.root.tokenizer.limits)
             recipe = (*source.root.recipe, *map(str, steps[:count]))
             return count, Variant(TextTransformer.from_files(files), tokenizer, recipe)
@@ -211,14 +209,9 @@ def _longest_kept(steps: Sequence[Step], source: Source) -> tuple[int, Variant]:
 
 
 def _keep(steps: Sequence[Step], variant: Variant, source: Source) -> None:
-    """Put a network on disk, the tokenizer last: where it is, the rest is whole."""
-    folder = _folder(steps, source)
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in variant.transformer.to_files().items():
-        write_atomic(folder / name, content)
-    write_atomic(folder / TOKENIZER_FILE, variant.tokenizer.definition)
+    if folder := _folder(steps, source):
+        files = {**variant.transformer.to_files(), TOKENIZER_FILE: variant.tokenizer.definition}
+        write_folder(folder, files, TOKENIZER_FILE)
 
 
 def _folder(steps: Sequence[Step], source: Source) -> Path | None:

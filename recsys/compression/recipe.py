@@ -92,6 +92,11 @@ class Recipe:
         return next((step.value for step in reversed(self.steps) if step.method == method), None)
 
     @property
+    def sparse(self) -> bool:
+        """Whether files leave its zeros out."""
+        return self.value_of("magnitude") is not None
+
+    @property
     def parent(self) -> str:
         """The recipe without its last step, `fp32` being the root; "" for the root itself."""
         if self.aware:

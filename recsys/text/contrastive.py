@@ -22,14 +22,13 @@ from recsys.pairs import known_rows
 from recsys.relevance_examples import requests_within
 from recsys.relevance_training import MIN_JUDGED
 from recsys.text.adaptation import (
-    EncodedTexts,
     FinetuneReport,
     Progress,
-    TextInTraining,
     descend,
     unchanged,
 )
 from recsys.text.settings import FinetuneConfig
+from recsys.text.text_in_training import EncodedTexts, TextInTraining
 from recsys.text.tokenization import Tokenizer
 from recsys.text.transformer import TextTransformer
 

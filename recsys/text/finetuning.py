@@ -21,15 +21,14 @@ from recsys.relevance_network import BatchSource, HeadNetwork, parameter_groups,
 from recsys.relevance_training import MIN_JUDGED, Judged, fit_head
 from recsys.requests import HistoryBatch
 from recsys.text.adaptation import (
-    EncodedTexts,
     FinetuneReport,
     Progress,
-    TextInTraining,
     Training,
     descend,
     unchanged,
 )
 from recsys.text.settings import FinetuneConfig
+from recsys.text.text_in_training import EncodedTexts, TextInTraining
 from recsys.text.tokenization import Tokenizer
 from recsys.text.transformer import TextTransformer
 

@@ -39,13 +39,14 @@ from recsys.requests import HistoryBatch, Requests
 from recsys.retrieval import seen_items
 from recsys.retrieval.sources import text_scores
 from recsys.storage import json_bytes, write_atomic
-from recsys.text.adaptation import EncodedTexts, FinetuneReport
+from recsys.text.adaptation import FinetuneReport
 from recsys.text.contrastive import contrast
 from recsys.text.finetuning import finetune
 from recsys.text.item_text import catalogue_texts
 from recsys.text.quantization import build_encoder
 from recsys.text.settings import FinetuneConfig
 from recsys.text.teacher import load_teacher
+from recsys.text.text_in_training import EncodedTexts
 from recsys.text.transformer import TextTransformer
 
 JUDGED_REQUESTS = 5_000

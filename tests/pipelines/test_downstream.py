@@ -14,12 +14,11 @@ from pipelines.downstream import (
     Downstream,
     Judged,
     downstream,
-    sampled_window,
     verdict,
     with_embeddings,
 )
 from pipelines.fitting import fit
-from pipelines.validation import WindowConfig, rolling_windows
+from pipelines.validation import WindowConfig, rolling_windows, sampled_window
 from recsys.dataset import Dataset
 from recsys.dataset_folder import load
 from recsys.protocols import split

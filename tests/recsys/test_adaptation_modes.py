@@ -15,13 +15,13 @@ from recsys.next_items import NextItems
 from recsys.relevance import HeadConfig, RelevanceHead
 from recsys.relevance_examples import Examples
 from recsys.requests import HistoryBatch, Requests
-from recsys.text.adaptation import EncodedTexts, TextInTraining
 from recsys.text.adapters import equip, merged
 from recsys.text.contrastive import contrast
 from recsys.text.finetuning import Behaviour, adapt, finetune
 from recsys.text.prompts import PrefixedLayer
 from recsys.text.runtime import plan_batches
 from recsys.text.settings import MODES, FinetuneConfig
+from recsys.text.text_in_training import EncodedTexts, TextInTraining
 from recsys.text.tokenization import pad_batch
 from recsys.text.torch_runtime import TorchEncoder
 

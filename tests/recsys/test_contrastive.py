@@ -10,9 +10,9 @@ import torch
 from recsys.events import lengths_to_offsets
 from recsys.next_items import NextItems
 from recsys.requests import HistoryBatch, Requests
-from recsys.text.adaptation import EncodedTexts, TextInTraining
 from recsys.text.contrastive import _NextItem, contrast, sampled_softmax_loss
 from recsys.text.settings import ContrastConfig, FinetuneConfig
+from recsys.text.text_in_training import EncodedTexts, TextInTraining
 from recsys.text.torch_runtime import TorchEncoder
 
 CONFIG = FinetuneConfig(

@@ -9,10 +9,10 @@ from recsys.events import lengths_to_offsets
 from recsys.relevance import HeadConfig
 from recsys.relevance_examples import Examples
 from recsys.requests import HistoryBatch, Requests
-from recsys.text.adaptation import EncodedTexts
 from recsys.text.adapters import equip, merged
 from recsys.text.finetuning import Behaviour, finetune
 from recsys.text.settings import FinetuneConfig
+from recsys.text.text_in_training import EncodedTexts
 from recsys.text.torch_runtime import TorchEncoder
 
 HEAD = HeadConfig(embedding_dim=8, hidden_dim=4, epochs=2, batch_size=64)
