@@ -102,8 +102,7 @@ def _fitted(
     step: Step,
 ) -> dict[str, bytes]:
     """The engine as files: everything of a bundle that knows the root by its embeddings only."""
-    # bf16 is exact enough for the models to be fitted on (cosine .99998).
-    runtime = build_encoder(transformer, teacher.tokenizer, [], precision="bf16")
+    runtime = build_encoder(transformer, teacher.tokenizer, [], precision="fp32")
     with step("root embeddings"):
         embeddings = ItemEmbeddings.empty().update(texts, runtime)
     fitted = fit(window.train, window.visible, protocol, embeddings.matrix, config, step, seed=config.seed)

@@ -91,8 +91,10 @@ class Workbench:
             built = build(recipe, self.source, progress)
         with self.step("speed and size"):
             receipt = self._receipt(built)
-        with self.step("catalogue embeddings"):
-            embeddings = built.encoder.encode(list(self.source.texts))
+        embeddings = self.source.embeddings
+        if recipe.parent:
+            with self.step("catalogue embeddings"):
+                embeddings = built.encoder.encode(list(self.source.texts))
         judged = self.judged_on(self.windows, embeddings)
         document: dict[str, Any] = {"name": str(recipe), "parent": recipe.parent or None, "kind": "encoder"}
         document |= figures(receipt, judged, built.seconds)
