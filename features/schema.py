@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 from recsys.errors import EXIT_SOFTWARE, RecsysError
 
@@ -32,12 +33,12 @@ class FeatureSchema:
     def __len__(self) -> int:
         return len(self.fields)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Column names in order."""
         return tuple(column.name for column in self.fields)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over names, order, types and parameters. Wording of the meanings does not count."""
         pinned = [[column.name, column.dtype, column.parameters] for column in self.fields]

@@ -23,7 +23,8 @@ from recsys.events import Float32, Float64, Int32, Int64
 from recsys.metrics.intervals import paired_interval
 from recsys.newcomers import with_newcomers
 from recsys.protocols import Protocol, positives_of, with_both_classes
-from recsys.ranking import Ranker, fit_ranker
+from recsys.ranker_training import fit_ranker
+from recsys.ranking import Ranker
 from recsys.recommender import Recommender, State, blocks
 from recsys.requests import SOURCES, Requests
 

@@ -13,6 +13,7 @@ from recsys.collaborative_training import interaction_matrix, item_item_pairs
 from recsys.dataset import Dataset
 from recsys.events import Float32
 from recsys.next_items import NextItems, Source, next_items, with_hard_negatives
+from recsys.pairs import DensePairs
 from recsys.requests import HistoryBatch
 from recsys.retrieval.sources import neighbour_scores, text_scores
 from recsys.storage import json_bytes, parse_json, read_folder, write_folder
@@ -154,6 +155,6 @@ def contrastive_pairs(data: Dataset, embeddings: Float32, config: Config) -> Nex
     sources: list[Source] = [
         lambda part: neighbour_scores(transitions, part.history, part.recency),
         lambda part: neighbour_scores(item_item, part.history, part.recency),
-        lambda part: text_scores(embeddings, part.history, part.recency),
+        lambda part: text_scores(DensePairs(embeddings), part.history, part.recency),
     ]
     return with_hard_negatives(pairs, sources, data, settings.mined)

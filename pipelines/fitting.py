@@ -32,7 +32,7 @@ from recsys.protocols import (
     with_both_classes,
     with_labels,
 )
-from recsys.ranking import RankerReport, fit_ranker
+from recsys.ranker_training import RankerReport, fit_ranker
 from recsys.recommender import Recommender, State, request_blocks
 from recsys.relevance import RelevanceHead
 from recsys.relevance_examples import Examples, SamplingConfig, sampled_examples, slate_examples

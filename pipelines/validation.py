@@ -19,7 +19,8 @@ from recsys.evaluation import headline_values
 from recsys.events import Float32, Float64, Int32, Int64
 from recsys.newcomers import with_newcomers
 from recsys.protocols import Protocol, Split, positives_of, slates_from, split, split_at, time_cut
-from recsys.ranking import RankerConfig, fit_ranker
+from recsys.ranker_training import fit_ranker
+from recsys.ranking import RankerConfig
 from recsys.requests import DAY_S, SOURCES, Requests
 
 

@@ -30,6 +30,9 @@ from recsys.golden import GOLDEN, Golden
 from recsys.storage import json_bytes, parse_json, storage_error, sync_folder, write_synced
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""The one file that may lie beside what the manifest lists: it signs the manifest, so it cannot be in it."""
+
 FORMAT_VERSION = 1
 EXTENSIONS = frozenset({".json", ".safetensors", ".npy", ".parquet", ".txt", ".xml", ".bin"})
 ENCODER = "encoder"
@@ -37,6 +40,7 @@ ENCODER = "encoder"
 
 LONGEST_NAME = 200
 LARGEST_MANIFEST = 4 * 2**20
+LARGEST_SIGNATURE = 4096
 CODE_FILES = frozenset({"modules.json"})
 CODE_KEYS = frozenset({"auto_map", "_attn_implementation_internal", "trust_remote_code", "loader_module"})
 
@@ -88,12 +92,16 @@ class Bundle:
     Attributes:
         manifest: its manifest.
         files: verified bytes by name, all that the manifest lists and nothing else.
-        digest: SHA-256 of `manifest.json`, which fixes every byte of the bundle.
+        digest: SHA-256 of `manifest.json`, which fixes every byte of the bundle but the signature.
+        manifest_bytes: `manifest.json` as it was read, which is what a signature signs.
+        signature: `manifest.sig` as it was read, not yet checked (see `recsys.signing`); None without one.
     """
 
     manifest: Manifest
     files: Mapping[str, bytes]
     digest: str
+    manifest_bytes: bytes
+    signature: bytes | None = None
 
     @property
     def is_encoder(self) -> bool:
@@ -141,7 +149,7 @@ def write_bundle(folder: Path, files: Mapping[str, bytes], metadata: Mapping[str
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Read and verify a whole bundle.
+    """Read and verify a whole bundle; whether a signature is needed and holds is for `recsys.signing`.
 
     Raises:
         RecsysError: `manifest_invalid` for a missing or malformed manifest, a forbidden name, a link or
@@ -153,9 +161,10 @@ def read_bundle(folder: Path) -> Bundle:
         raise RecsysError("manifest_invalid", "no manifest.json", str(folder), exit_code=EXIT_NO_INPUT)
     raw = _read_file(folder, MANIFEST, LARGEST_MANIFEST)
     manifest = parse_manifest(raw)
-    _check_names_match(names - {MANIFEST}, set(manifest.files))
+    _check_names_match(names - {MANIFEST, SIGNATURE}, set(manifest.files))
     files = {name: _read_verified(folder, name, entry) for name, entry in sorted(manifest.files.items())}
-    return Bundle(manifest, MappingProxyType(files), hashlib.sha256(raw).hexdigest())
+    signature = _read_file(folder, SIGNATURE, LARGEST_SIGNATURE) if SIGNATURE in names else None
+    return Bundle(manifest, MappingProxyType(files), hashlib.sha256(raw).hexdigest(), raw, signature)
 
 
 def parse_manifest(raw: bytes) -> Manifest:
@@ -253,7 +262,7 @@ def _list_tree(folder: Path) -> set[str]:
             relative = path.relative_to(folder).as_posix()
             _check_plain(path.lstat(), relative)
             if name in files:
-                if relative != MANIFEST:
+                if relative not in (MANIFEST, SIGNATURE):
                     _check_name(relative)
                 found.add(relative)
     return found
@@ -275,7 +284,7 @@ def _read_file(folder: Path, name: str, limit: int) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         _check_plain(os.fstat(file.fileno()), name)
         data = file.read(limit + 1)
-    if name == MANIFEST and len(data) > limit:
+    if name in (MANIFEST, SIGNATURE) and len(data) > limit:
         raise RecsysError("manifest_invalid", f"larger than {limit} bytes", name)
     return data
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.events import Bool, Float32, Int32
-from recsys.pairs import known_rows
+from recsys.events import Bool, Int32
 from recsys.requests import HistoryBatch
 
 RUNGS = ("personal", "folded_in", "content", "category", "popular")
@@ -23,19 +22,19 @@ def rungs(
     user_index: Int32,
     history: HistoryBatch,
     known_users: Bool,
-    factors: Float32,
-    embeddings: Float32,
+    collaborative_items: Bool,
+    worded_items: Bool,
     category: Int32,
 ) -> NDArray[np.int8]:
     """(requests,) place in RUNGS of each request.
 
-    `known_users` is (users,); `factors` and `embeddings` have zero rows for items they know nothing of;
-    `category` is (items,), -1 where missing.
+    `known_users` is (users,); `collaborative_items` and `worded_items` are (items,), whether the
+    collaborative model and the encoder know them; `category` is (items,), -1 where missing.
     """
     item = np.maximum(history.item_index, 0)
     in_catalogue = history.item_index >= 0
-    collaborative = _any(history, in_catalogue & known_rows(factors)[item])
-    content = _any(history, in_catalogue & known_rows(embeddings)[item])
+    collaborative = _any(history, in_catalogue & collaborative_items[item])
+    content = _any(history, in_catalogue & worded_items[item])
     categorised = _any(history, in_catalogue & (category[item] >= 0))
     trained = (user_index >= 0) & (user_index < len(known_users))
     trained &= known_users[np.where(trained, user_index, 0)] if len(known_users) else False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numba import njit
@@ -60,7 +61,7 @@ class Collaborative:
     regularization: float
     confidence: float
 
-    @property
+    @cached_property
     def pairs(self) -> DensePairs:
         """ALS cosine as a pairwise score."""
         norms = np.linalg.norm(self.factors, axis=1, keepdims=True)
@@ -72,11 +73,15 @@ class Collaborative:
         One ridge solve a request with the item factors fixed (Hu, Koren & Volinsky 2008, eq. 4); the
         confidences of a repeated item add up. `weights` is (types,), the strength of each event type.
         """
-        items = self.factors.astype(np.float64)
-        gram = items.T @ items + self.regularization * np.eye(items.shape[1])
         confidence = self.confidence * weights.astype(np.float64)[history.type_index]
-        solved = _fold_in(items, gram, history.offsets, history.item_index, confidence)
+        solved = _fold_in(self.factors, self._gram, history.offsets, history.item_index, confidence)
         return solved.astype(np.float32)
+
+    @cached_property
+    def _gram(self) -> Float64:
+        """(dim, dim) what every ridge solve starts from."""
+        items = self.factors.astype(np.float64)
+        return items.T @ items + self.regularization * np.eye(items.shape[1])
 
     def rounded(self, *, factors: Storage = "float32", pairs: Storage = "float32") -> Collaborative:
         """The same model with numbers that these kinds can hold; `to_files` then writes so few bytes.
@@ -118,9 +123,9 @@ class Collaborative:
         return cls(factors, item_item, ease, regularization, confidence)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _fold_in(
-    items: Float64, gram: Float64, offsets: Int64, item_index: Int32, confidence: Float64
+    items: Float32, gram: Float64, offsets: Int64, item_index: Int32, confidence: Float64
 ) -> Float64:
     dim = items.shape[1]
     out = np.zeros((len(offsets) - 1, dim))
@@ -131,7 +136,7 @@ def _fold_in(
         for row in range(offsets[q], offsets[q + 1]):
             if item_index[row] < 0:
                 continue
-            y = items[item_index[row]]
+            y = items[item_index[row]].astype(np.float64)
             known = True
             unseen = 1.0  # the confidence that the Gram matrix holds already, once an item
             for earlier in range(offsets[q], row):

@@ -207,4 +207,4 @@ def _relabelled(pairs: SparsePairs, rows: Int32) -> SparsePairs:
     new = np.flatnonzero(rows >= 0)
     shape = (len(rows), len(pairs))
     pick = sparse.csr_matrix((np.ones(len(new), np.float32), (new, rows[new])), shape=shape)
-    return SparsePairs.from_csr((pick @ pairs.to_csr() @ pick.T).tocsr())
+    return SparsePairs.from_csr((pick @ pairs.csr @ pick.T).tocsr())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ class DensePairs:
 
     def __len__(self) -> int:
         return len(self.factors)
+
+    @cached_property
+    def known(self) -> Bool:
+        """(items,) whether anything is known of the item."""
+        return known_rows(self.factors)
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,12 @@ class SparsePairs:
             raise RecsysError("pairs_invalid", "a column is outside the items:", name)
         return cls(offsets, columns.astype(np.int32), values)
 
+    @cached_property
+    def csr(self) -> sparse.csr_matrix:
+        """The same matrix for scipy, over the same arrays: not to be changed."""
+        size = len(self)
+        return sparse.csr_matrix((self.values, self.columns, self.offsets), shape=(size, size))
+
     def rounded(self, storage: Storage) -> SparsePairs:
         """The pairs with values that float16 can hold, without those that become zero (below 3e-8).
 
@@ -93,12 +105,7 @@ class SparsePairs:
         if storage == "float32":
             return self
         values = numeric_storage.rounded(self.values, storage)
-        return SparsePairs.from_csr(replace(self, values=values).to_csr())
-
-    def to_csr(self) -> sparse.csr_matrix:
-        """The same matrix for scipy."""
-        size = len(self)
-        return sparse.csr_matrix((self.values, self.columns, self.offsets), shape=(size, size))
+        return SparsePairs.from_csr(replace(self, values=values).csr)
 
 
 def keep_strongest(matrix: sparse.csr_matrix, per_row: int) -> sparse.csr_matrix:

@@ -96,7 +96,7 @@ class Recommender:
     category: Int32
     newcomers: float = 0.0
 
-    @property
+    @cached_property
     def pairs(self) -> Pairs:
         """The pairwise scores that features aggregate over a history, without those that know no pair."""
         retriever = self.retriever
@@ -108,7 +108,7 @@ class Recommender:
             "between_outcomes": retriever.covisitation.between_outcomes,
         }
         known = {name: pairs for name, pairs in sparse.items() if len(pairs.values)}
-        return {"text": DensePairs(retriever.embeddings), "als": retriever.collaborative.pairs, **known}
+        return {"text": retriever.text, "als": retriever.collaborative.pairs, **known}
 
     def with_ranker(self, ranker: Ranker, newcomers: float = 0.0) -> Recommender:
         """The same models with this ranker and this share of untouched items."""
@@ -128,7 +128,8 @@ class Recommender:
         users = self.retriever.collaborative.fold_in(history, self.retriever.weights)
         owner, item = requests.request_of_row(), np.maximum(requests.item_index, 0)
         scores = np.einsum("ij,ij->i", users[owner], factors[item], optimize=False)
-        known = known_rows(users)[owner] & known_rows(factors)[item] & (requests.item_index >= 0)
+        in_catalogue = (requests.item_index >= 0) & self.retriever.collaborative.pairs.known[item]
+        known = known_rows(users)[owner] & in_catalogue
         return np.where(known, scores, np.nan).astype(np.float32)
 
     def matrix(self, requests: Requests, state: State, *, pairs: Pairs | None = None) -> Float32:
@@ -192,8 +193,8 @@ class Recommender:
             requests.user_index,
             history,
             self.known_users,
-            self.retriever.collaborative.factors,
-            self.retriever.embeddings,
+            self.retriever.collaborative.pairs.known,
+            self.retriever.text.known,
             self.category,
         )
 

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from recsys.text.openvino_runtime import OpenVinoEncoder
     from recsys.text.teacher import Teacher
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 
 ADJECTIVES = ("red", "small", "wooden", "quiet", "bright", "old", "smooth", "heavy")
 NOUNS = ("lamp", "chair", "kettle", "brush", "garden", "mirror", "violin", "basket")

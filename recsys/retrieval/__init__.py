@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
 from recsys.collaborative import Collaborative
 from recsys.events import Float32, Histories, Int32, Int64, concatenated_ranges, lengths_to_offsets
-from recsys.pairs import SparsePairs
+from recsys.pairs import DensePairs, SparsePairs
 from recsys.popularity import Popularity
 from recsys.requests import SOURCES, HistoryBatch, Requests
 from recsys.retrieval import sources
@@ -80,6 +80,11 @@ class Retriever:
     weights: Float32
     config: RetrievalConfig
 
+    @cached_property
+    def text(self) -> DensePairs:
+        """The embeddings as item-to-item scores (cosine)."""
+        return DensePairs(self.embeddings)
+
     def retrieve(self, requests: Requests, history: HistoryBatch, seen: Seen) -> Requests:
         """The requests with candidates in item order and their source bits; labels are unknown."""
         parts: list[tuple[Int64, Int32, Int32]] = []
@@ -104,7 +109,7 @@ class Retriever:
         recency = history.recency_weights(
             self.weights, half_life_days=config.half_life_days, position_decay=config.position_decay
         )
-        text = cache(lambda: sources.text_scores(self.embeddings, history, recency))
+        text = cache(lambda: sources.text_scores(self.text, history, recency))
         blocks: dict[str, Callable[[], Float32]] = {
             "als": lambda: sources.als_scores(self.collaborative, history, self.weights),
             "item_item": lambda: sources.neighbour_scores(self.collaborative.item_item, history, recency),

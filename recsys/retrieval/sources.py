@@ -11,7 +11,7 @@ from scipy import sparse
 
 from recsys.collaborative import Collaborative
 from recsys.events import Float32, Float64
-from recsys.pairs import SparsePairs
+from recsys.pairs import DensePairs, SparsePairs
 from recsys.popularity import Popularity
 from recsys.requests import DAY_S, HistoryBatch
 
@@ -20,22 +20,22 @@ def als_scores(collaborative: Collaborative, history: HistoryBatch, weights: Flo
     """Folded-in user vector times item factors."""
     users = collaborative.fold_in(history, weights)
     scores = users @ collaborative.factors.T
-    unknown_items = ~collaborative.factors.any(axis=1)
-    scores[:, unknown_items] = -np.inf
+    scores[:, ~collaborative.pairs.known] = -np.inf
     scores[~users.any(axis=1)] = -np.inf
     return scores
 
 
 def neighbour_scores(pairs: SparsePairs, history: HistoryBatch, recency: Float64) -> Float32:
     """Recency-weighted sum of the pair scores of each history; `recency` is (events,)."""
-    matrix = history_matrix(history, recency, len(pairs)) @ pairs.to_csr()
+    matrix = history_matrix(history, recency, len(pairs)) @ pairs.csr
     scores: Float32 = matrix.toarray()
     scores[scores <= 0.0] = -np.inf
     return scores
 
 
-def text_scores(embeddings: Float32, history: HistoryBatch, recency: Float64) -> Float32:
+def text_scores(text: DensePairs, history: HistoryBatch, recency: Float64) -> Float32:
     """Cosine of each item to the recency-weighted mean of the history, plus that to its newest item."""
+    embeddings = text.factors
     profile = np.asarray(history_matrix(history, recency, len(embeddings)) @ embeddings, np.float32)
     norms = np.linalg.norm(profile, axis=1, keepdims=True)
     profile = np.divide(profile, norms, out=np.zeros_like(profile), where=norms > 0)
@@ -44,7 +44,7 @@ def text_scores(embeddings: Float32, history: HistoryBatch, recency: Float64) ->
     item = history.item_index[history.offsets[some + 1] - 1]
     newest[some[item >= 0]] = embeddings[item[item >= 0]]
     scores = (profile + newest) @ embeddings.T
-    scores[:, ~embeddings.any(axis=1)] = -np.inf
+    scores[:, ~text.known] = -np.inf
     scores[~profile.any(axis=1)] = -np.inf
     return scores
 

@@ -34,6 +34,7 @@ from recsys.evaluation import training_counts
 from recsys.events import Float32, Float64, lengths_to_offsets
 from recsys.metrics import slate_metrics, topk_metrics
 from recsys.metrics.intervals import paired_interval
+from recsys.pairs import DensePairs
 from recsys.protocols import PROTOCOLS, Protocol, Split, positives_of, split
 from recsys.requests import HistoryBatch, Requests
 from recsys.retrieval import seen_items
@@ -133,7 +134,7 @@ class Trial:
                 half_life_days=retrieval.half_life_days,
                 position_decay=retrieval.position_decay,
             )
-            return text_scores(embeddings, history, recency)
+            return text_scores(DensePairs(embeddings), history, recency)
 
         if self.protocol == "slate":
             values = slate_metrics(slate_scores(scorer, requests, history), requests.label, requests.offsets)

@@ -11,7 +11,7 @@ from features.keys import NOTHING_YET, UNKNOWN, CompositeKeys, PlainKeys
 composite = st.tuples(st.integers(0, 30), st.integers(0, 9)).map(lambda pair: (pair[0] << 32) | pair[1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(composite | st.just(UNKNOWN), max_size=40), max_size=6))
 def test_composite_keys_behave_like_a_dictionary(batches):
     keys, expected = CompositeKeys(np.zeros(0, np.int64)), {UNKNOWN: UNKNOWN}

@@ -75,7 +75,7 @@ def naive(declaration, table, known, requests, history) -> np.ndarray:
 
 @pytest.mark.parametrize("scores", [dense_scores, sparse_scores])
 @pytest.mark.parametrize("weighted", ["mean", "sum"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), limit=st.integers(1, 8))
 def test_aggregates_equal_their_definition(scores, weighted, seed, limit):
     declaration = HistorySimilarity("s", "text", AGGREGATES, weighted, limit, 7.0, 0.8)
@@ -114,7 +114,7 @@ def test_comparisons_by_hand():
     np.testing.assert_allclose(zscore, [2**0.5, -(2**-0.5), -(2**-0.5), np.nan, 0, 0, 0], rtol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=60))
 def test_rank_is_scipys_average_rank_from_the_top(values):
     rank, _, _ = compare(values, [0, len(values)])

@@ -208,7 +208,7 @@ def assert_same_reading(first: Reading, second: Reading) -> None:
         np.testing.assert_array_equal(getattr(first.history, name), getattr(second.history, name))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     log=logs, delay=delays, users=st.lists(st.integers(-1, USERS - 1), min_size=1, max_size=3), data=st.data()
 )
@@ -236,7 +236,7 @@ def feed(live: LiveState, dataset: Dataset, events: range, slates: range) -> Non
         live.show(int(dataset.slates.user_index[slate]), shown, float(dataset.slates.timestamp[slate]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=logs, delay=delays, start=moments, reload=st.booleans(), data=st.data())
 def test_live_state_equals_replay_at_every_later_moment(log, delay, start, reload, data):
     dataset = make_dataset(log)

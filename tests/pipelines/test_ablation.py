@@ -9,7 +9,8 @@ from features.builder import Features
 from features.families import families
 from pipelines.ablation import ablation_document, blanked, sourceless
 from recsys.events import lengths_to_offsets
-from recsys.ranking import RankerConfig, fit_ranker
+from recsys.ranker_training import fit_ranker
+from recsys.ranking import RankerConfig
 from recsys.requests import SOURCES, Requests
 
 

@@ -105,7 +105,7 @@ def read_bundle_digest(folder: Path, name: str) -> str:
     return json.loads((folder / MANIFEST).read_bytes())["files"][name]["sha256"][:12]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     folder = tmp_path_factory.mktemp("flip") / "bundle"

@@ -72,7 +72,7 @@ def test_a_bent_curve_takes_isotonic_and_a_straight_one_or_few_rows_platt():
     assert fit_calibration(bent[:1_000], bent_labels[:1_000]).kind == "platt"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(2, 200), st.sampled_from([fit_platt, fit_isotonic]))
 def test_calibration_never_changes_an_order(seed, rows, fit):
     rng = np.random.default_rng(seed)

@@ -26,7 +26,8 @@ from recsys.model import Model
 from recsys.numeric_storage import storage_of
 from recsys.popularity import PopularityConfig, fit_popularity
 from recsys.protocols import everyone_at
-from recsys.ranking import Ranker, RankerConfig, fit_ranker
+from recsys.ranker_training import fit_ranker
+from recsys.ranking import Ranker, RankerConfig
 from recsys.recommender import Recommender
 from recsys.relevance import HeadConfig, RelevanceHead
 from recsys.requests import DAY_S, Requests

@@ -46,7 +46,7 @@ def test_rare_clicks_are_spread_over_all_bins() -> None:
     np.testing.assert_array_equal(got.rows, np.full(15, 200))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20))
 def test_order_of_rows_never_matters_and_every_row_is_counted(seed: int, bins: int) -> None:
     rng = np.random.default_rng(seed)

@@ -97,7 +97,7 @@ def test_no_slates_give_empty_arrays() -> None:
     assert all(values.shape == (0,) and values.dtype == np.float64 for values in got.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 5, 1000]))
 def test_auc_and_ndcg_are_those_of_scikit_learn_with_and_without_ties(seed: int, levels: int) -> None:
     scores, labels, offsets = slates(np.random.default_rng(seed), levels=levels)
@@ -110,7 +110,7 @@ def test_auc_and_ndcg_are_those_of_scikit_learn_with_and_without_ties(seed: int,
             assert got[f"ndcg_at_{k}"][slate] == pytest.approx(ndcg_score([truth], [guess], k=k))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_mrr_and_ndcg_are_those_of_the_mind_evaluator_where_nothing_is_tied(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -127,7 +127,7 @@ def test_mrr_and_ndcg_are_those_of_the_mind_evaluator_where_nothing_is_tied(seed
         assert got["ndcg_at_10"][slate] == pytest.approx(expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([3, 100]))
 def test_only_the_order_of_scores_matters_never_the_order_of_rows(seed: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ def test_only_the_order_of_scores_matters_never_the_order_of_rows(seed: int, lev
         np.testing.assert_allclose(shuffled[name], values)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([3, 100]))
 def test_reversed_scores_mirror_the_auc(seed: int, levels: int) -> None:
     scores, labels, offsets = slates(np.random.default_rng(seed), levels=levels)

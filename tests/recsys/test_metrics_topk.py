@@ -106,7 +106,7 @@ def test_impossible_input_is_refused(ranked, items, cutoffs, message) -> None:
         topk_metrics(np.array(ranked, np.int32), *positives(*items), cutoffs=cutoffs)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 12))
 def test_ndcg_is_that_of_scikit_learn(seed: int, items: int, k: int) -> None:
     rng = np.random.default_rng(seed)
@@ -122,7 +122,7 @@ def test_ndcg_is_that_of_scikit_learn(seed: int, items: int, k: int) -> None:
     np.testing.assert_allclose(got, expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8))
 def test_metrics_equal_a_naive_loop(seed: int, k: int) -> None:
     rng = np.random.default_rng(seed)

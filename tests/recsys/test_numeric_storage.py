@@ -37,7 +37,7 @@ def table(rows: int = 50, dim: int = 16) -> np.ndarray:
 
 
 @given(matrices, st.sampled_from(KINDS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_rounding_again_changes_no_bit_and_neither_do_files(matrix, kind):
     once = rounded(matrix, kind)
     assert bits(rounded(once, kind)) == bits(once)

@@ -142,7 +142,7 @@ def test_integer_users_come_back_as_integers(tmp_path: Path):
     assert read_publication(tmp_path, NEXT_NIGHT) is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     users=st.integers(0, 40),
     sizes=st.lists(st.integers(0, 60), max_size=8),

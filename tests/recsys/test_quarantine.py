@@ -75,7 +75,7 @@ EVENT_POISON: dict[str, Callable[[int], dict[str, object]]] = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from(sorted(EVENT_POISON)), st.integers(0, 9))))
 def test_poisoned_events_go_and_the_others_stay_as_in_the_clean_table(poison: list[tuple[int, str, int]]):
     rows = [(place, EVENT_POISON[reason](n)) for place, reason, n in poison]
@@ -109,7 +109,7 @@ SLATE_POISON: dict[str, dict[str, object]] = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(sorted(SLATE_POISON)))))
 def test_poisoned_slates_go_and_the_others_stay_as_in_the_clean_table(poison: list[tuple[int, str]]):
     rows = [(place, {**SLATE, **SLATE_POISON[reason]}) for place, reason in poison]

@@ -104,7 +104,7 @@ def test_memory_keeps_the_last_clicks_newest_first():
     assert memory.recent[0].tolist() == [19, 18, 17, 16, 15, 14, 13, 12]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hnp.arrays(np.int64, st.tuples(st.integers(1, 5), st.integers(1, 12)), elements=st.integers(-3, 5)))
 def test_first_seen_equals_a_naive_loop(values):
     naive = [[value not in row[:place] for place, value in enumerate(row)] for row in values.tolist()]

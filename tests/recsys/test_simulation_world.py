@@ -52,7 +52,7 @@ def test_names_suffice_for_a_million_items_and_never_meet():
     assert all(re.match(r"[aeiou]", tail) for tail in _TAILS)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**63), st.integers(0, NAME_CAPACITY - 300))
 def test_any_run_of_numbers_gets_distinct_names(seed, first):
     assert len(set(names(np.arange(first, first + 300), Draws(seed)))) == 300

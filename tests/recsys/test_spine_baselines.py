@@ -124,7 +124,7 @@ def test_text_neighbours_are_cosine_to_the_sum_of_the_history(window, retriever)
 def test_item_knn_sums_the_similarities_of_the_history(window, retriever):
     history = history_of(window, window.requests)
     found = baseline_scorers(window, retriever)["item_knn"](window.requests, history)
-    table = retriever.collaborative.item_item.to_csr().toarray()
+    table = retriever.collaborative.item_item.csr.toarray()
     own = history.item_index[history.offsets[0] : history.offsets[1]]
     expected = table[own].sum(axis=0)
     np.testing.assert_allclose(found[0], np.where(expected > 0, expected, -np.inf), rtol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from recsys.cold_start import RUNGS, rungs
+from recsys.pairs import known_rows
 from recsys.requests import HistoryBatch
 
 FACTORS = np.array([[1, 0], [0, 0], [0, 0], [0, 0]], np.float32)  # only item 0 is in the training log
@@ -18,7 +19,8 @@ def answer(asks: list[tuple[int, list[int]]], known_users: list[bool] | None = N
     batch = HistoryBatch(offsets, items, np.zeros(len(items), np.int32), np.zeros(len(items)))
     known = np.array([True, True, False] if known_users is None else known_users, np.bool_)
     users = np.array([user for user, _ in asks], np.int32)
-    return [RUNGS[place] for place in rungs(users, batch, known, FACTORS, EMBEDDINGS, CATEGORY)]
+    items = known_rows(FACTORS), known_rows(EMBEDDINGS)
+    return [RUNGS[place] for place in rungs(users, batch, known, *items, CATEGORY)]
 
 
 def test_each_rung_has_its_user():

@@ -77,7 +77,7 @@ def test_als_finds_the_withheld_item_of_every_user(checkerboard, fitted):
 
 def test_item_item_finds_the_withheld_item_of_every_user(checkerboard, fitted):
     taken = interaction_matrix(checkerboard).toarray()
-    scores = taken @ fitted.item_item.to_csr().toarray()
+    scores = taken @ fitted.item_item.csr.toarray()
     scores[taken > 0] = -np.inf
     assert scores.argmax(axis=1).tolist() == list(range(SIZE))
 
@@ -87,7 +87,7 @@ def test_item_item_is_cosine_without_the_item_itself(checkerboard, fitted):
     unit = taken / np.linalg.norm(taken, axis=0)
     expected = unit.T @ unit
     np.fill_diagonal(expected, 0.0)
-    np.testing.assert_allclose(fitted.item_item.to_csr().toarray(), expected, atol=1e-6)
+    np.testing.assert_allclose(fitted.item_item.csr.toarray(), expected, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(checkerboard, fitted):
@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(checkerboard
 def test_files_round_trip_exactly(fitted):
     again = Collaborative.from_files(fitted.to_files())
     np.testing.assert_array_equal(again.factors, fitted.factors)
-    np.testing.assert_array_equal(again.item_item.to_csr().toarray(), fitted.item_item.to_csr().toarray())
+    np.testing.assert_array_equal(again.item_item.csr.toarray(), fitted.item_item.csr.toarray())
     assert (again.regularization, again.confidence) == (fitted.regularization, fitted.confidence)
 
 
@@ -115,7 +115,7 @@ def test_an_empty_log_gives_zero_factors_and_no_neighbours():
     fitted = fit_collaborative(make_dataset([], 3, 5), CONFIG)
     assert fitted.factors.shape == (5, 8)
     assert not fitted.factors.any()
-    assert fitted.item_item.to_csr().nnz == 0
+    assert fitted.item_item.csr.nnz == 0
 
 
 def test_interactions_add_up_event_weights_and_decay_to_the_end_of_the_log():
@@ -177,7 +177,7 @@ def test_sparse_pairs_keep_every_value_but_zeros(matrix):
     stored = sparse.csr_matrix(matrix)
     stored.data[:] = np.where(stored.data == 3.0, 0.0, stored.data)  # explicit zeros
     pairs = SparsePairs.from_csr(stored)
-    np.testing.assert_array_equal(pairs.to_csr().toarray(), np.where(matrix == 3.0, 0.0, matrix))
+    np.testing.assert_array_equal(pairs.csr.toarray(), np.where(matrix == 3.0, 0.0, matrix))
     assert (pairs.values != 0).all()
     assert len(pairs) == 6
 
@@ -198,7 +198,7 @@ def test_ease_is_the_closed_form_of_each_column():
     touched = (rng.random((40, 8)) < 0.4) & (np.arange(8) < 7)
     seen = sparse.csr_matrix(touched.astype(np.float32) * 3.0)
     config = CollaborativeConfig(ease_regularization=2.0, neighbours=100)
-    found = ease_pairs(seen, config).to_csr().toarray()
+    found = ease_pairs(seen, config).csr.toarray()
     dense = (seen.toarray() > 0).astype(float)
     for column in range(7):
         others = np.delete(np.arange(7), column)

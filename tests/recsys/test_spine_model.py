@@ -20,7 +20,8 @@ from recsys.events import DEFAULT_ROLES
 from recsys.golden import Golden
 from recsys.model import Model
 from recsys.popularity import PopularityConfig, fit_popularity
-from recsys.ranking import RankerConfig, fit_ranker
+from recsys.ranker_training import fit_ranker
+from recsys.ranking import RankerConfig
 from recsys.recommender import Recommender
 from recsys.relevance import HeadConfig, RelevanceHead
 from recsys.requests import DAY_S, SOURCES, Requests, source_names
@@ -272,7 +273,7 @@ def test_the_numbering_of_items_and_users_does_not_matter(world):
 
 
 def pair_scores(pairs, items: list[str]) -> dict[tuple[str, str], float]:
-    dense = pairs.factors @ pairs.factors.T if hasattr(pairs, "factors") else pairs.to_csr().toarray()
+    dense = pairs.factors @ pairs.factors.T if hasattr(pairs, "factors") else pairs.csr.toarray()
     return {(a, b): float(dense[i, j]) for i, a in enumerate(items) for j, b in enumerate(items)}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from recsys.errors import RecsysError
-from recsys.ranking import Ranker, RankerConfig, fit_ranker, split_requests
+from recsys.ranker_training import fit_ranker, split_requests
+from recsys.ranking import Ranker, RankerConfig
 from recsys.requests import Requests
 
 NAMES, HASH = ("noise", "signal", "gap"), "0123"

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from recsys.collaborative import Collaborative
 from recsys.events import Events, Histories
-from recsys.pairs import SparsePairs
+from recsys.pairs import DensePairs, SparsePairs
 from recsys.popularity import Popularity
 from recsys.requests import DAY_S, SOURCES, HistoryBatch, Requests, source_names
 from recsys.retrieval import RetrievalConfig, Retriever, seen_items, top_items
@@ -207,7 +207,7 @@ def make_history(lists: list[list[int]]) -> HistoryBatch:
 
 def test_neighbour_scores_are_weighted_sums_of_pair_scores():
     retriever, recency = make_retriever(), np.array([0.5, 1.0, 2.0])
-    table = retriever.transitions.to_csr().toarray()
+    table = retriever.transitions.csr.toarray()
     found = neighbour_scores(retriever.transitions, make_history([[7, 9], [], [7]]), recency)
     expected = np.stack([0.5 * table[7] + table[9], np.zeros(ITEMS), 2 * table[7]])
     np.testing.assert_allclose(found, np.where(expected > 0, expected, -np.inf), rtol=1e-6)
@@ -215,7 +215,7 @@ def test_neighbour_scores_are_weighted_sums_of_pair_scores():
 
 def test_text_scores_are_cosine_to_the_mean_plus_cosine_to_the_newest():
     embeddings = make_retriever().embeddings
-    found = text_scores(embeddings, make_history([[7, 9], []]), np.array([1.0, 3.0]))
+    found = text_scores(DensePairs(embeddings), make_history([[7, 9], []]), np.array([1.0, 3.0]))
     mean = embeddings[7] + 3 * embeddings[9]
     expected = embeddings @ (mean / np.linalg.norm(mean)) + embeddings @ embeddings[9]
     expected[1] = -np.inf  # it has no text
@@ -225,7 +225,7 @@ def test_text_scores_are_cosine_to_the_mean_plus_cosine_to_the_newest():
 
 def test_an_unknown_newest_item_is_not_taken_for_another():
     embeddings = make_retriever().embeddings
-    found = text_scores(embeddings, make_history([[7, -1], [-1]]), np.array([1.0, 1.0, 1.0]))
+    found = text_scores(DensePairs(embeddings), make_history([[7, -1], [-1]]), np.array([1.0, 1.0, 1.0]))
     np.testing.assert_allclose(found[0, 2:], (embeddings @ embeddings[7])[2:], rtol=1e-4, atol=1e-6)
     assert np.isneginf(found[1]).all()
 

@@ -31,7 +31,7 @@ def make_dataset(rows: list[tuple[str, str, float]], kind: str = "click") -> Dat
 
 
 def strengths(data: Dataset, config: TransitionConfig) -> list[list[float]]:
-    return fit_transitions(data, config).to_csr().toarray().tolist()
+    return fit_transitions(data, config).csr.toarray().tolist()
 
 
 ABC = [("u", "a", 0.0), ("u", "b", 1.0), ("u", "c", 3.0)]
@@ -107,9 +107,9 @@ def test_pairs_that_end_in_an_outcome_are_counted_apart():
     config = CovisitationConfig(steps=2, backward=0.5, gap_half_life_days=1e12, damping=0.0)
     found = fit_covisitation(data, config)
     to_outcome = [[0, 1, 0, 0], [0, 0, 0, 1 / 2], [0, 1 / 2, 0, 1], [0, 1 / 4, 0, 0]]
-    np.testing.assert_allclose(found.to_outcome.to_csr().toarray(), to_outcome)
+    np.testing.assert_allclose(found.to_outcome.csr.toarray(), to_outcome)
     between = [[0, 0, 0, 0], [0, 0, 0, 1 / 2], [0, 0, 0, 0], [0, 1 / 4, 0, 0]]
-    np.testing.assert_allclose(found.between_outcomes.to_csr().toarray(), between)
+    np.testing.assert_allclose(found.between_outcomes.csr.toarray(), between)
     again = Covisitation.from_files(found.to_files())
     np.testing.assert_array_equal(again.to_outcome.values, found.to_outcome.values)
     np.testing.assert_array_equal(again.between_outcomes.columns, found.between_outcomes.columns)

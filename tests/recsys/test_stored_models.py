@@ -60,7 +60,7 @@ def test_rounded_pairs_halve_their_values_and_lose_those_that_become_zero():
     pairs = SparsePairs.from_csr(sparse.csr_matrix(np.array([[0.1, 1e-9], [-0.7, 1e-6]], np.float32)))
     found = pairs.rounded("float16")
     assert (
-        found.to_csr().toarray().tolist()
+        found.csr.toarray().tolist()
         == np.float32([[np.float16(0.1), 0], [np.float16(-0.7), np.float16(1e-6)]]).tolist()
     )
     assert len(found.values) == 3
@@ -99,7 +99,7 @@ def damaged_pairs(**parts: np.ndarray) -> dict[str, np.ndarray]:
     ],
 )
 def test_damaged_pairs_are_refused(parts):
-    assert SparsePairs.from_arrays(damaged_pairs(), "p").to_csr().toarray().sum() == 3
+    assert SparsePairs.from_arrays(damaged_pairs(), "p").csr.toarray().sum() == 3
     with pytest.raises(RecsysError, match=r"(pairs|table)_invalid: .* p"):
         SparsePairs.from_arrays(damaged_pairs(**parts), "p")
 

@@ -1,0 +1,221 @@
+"""Trees of a LightGBM model as flat arrays, and the kernel that adds them up.
+
+Read from the model's text by our own parser: a damaged text is refused here, where LightGBM's parser kills
+the process. Scores are LightGBM's raw scores to the bit, because thresholds are rounded towards what float32
+can tell apart and trees are added in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from recsys.errors import RecsysError
+from recsys.events import Float32, Float64, Int32
+
+NODE = np.dtype([("threshold", "f4"), ("feature", "i4"), ("left", "i4"), ("right", "i4"), ("missing", "i4")])
+"""A decision: left where the value is at most the threshold, `missing` where it is NaN; ~leaf ends it."""
+
+_CATEGORICAL, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2
+_MISSING_IS_NONE, _MISSING_IS_ZERO, _MISSING_IS_NAN = range(3)
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Decision trees whose leaf values add up.
+
+    Attributes:
+        features: column names, as the model was fitted on them.
+        nodes: (nodes,) of dtype `NODE`, the trees one behind the other.
+        leaves: (leaves,) values.
+        roots: (trees,) first node of each tree, ~leaf for a tree without a decision.
+    """
+
+    features: tuple[str, ...]
+    nodes: NDArray[np.void]
+    leaves: Float64
+    roots: Int32
+
+    def __len__(self) -> int:
+        return len(self.roots)
+
+    @classmethod
+    def parse(cls, text: str) -> Forest:
+        """Read LightGBM's text format (version 4, one output, numerical splits).
+
+        Raises:
+            RecsysError: `ranker_invalid` for a text that is damaged, or that holds what our ranker never
+                has: categorical splits, zero as missing, linear leaves, several outputs.
+        """
+        header, *blocks = text.split("\nTree=")
+        try:
+            settings = _fields(header)
+            if settings["num_class"] != "1" or settings["num_tree_per_iteration"] != "1":
+                raise ValueError("it has several outputs")
+            features = tuple(settings["feature_names"].split())
+            sizes = [int(size) for size in settings.get("tree_sizes", "").split()]
+            if len(sizes) != len(blocks) or "end of trees" not in text:
+                raise ValueError(f"{len(sizes)} trees are announced, {len(blocks)} are there")
+            trees = [_tree(block.split("\n\n", 1)[0], len(features)) for block in blocks]
+        except (KeyError, ValueError, IndexError) as error:
+            raise RecsysError("ranker_invalid", f"the trees cannot be read: {error}", "ranker.txt") from error
+        return _joined(features, trees)
+
+    def score(self, matrix: Float32, *, threads: int = 1) -> Float64:
+        """(rows,) sums of leaf values for (rows, features) float32; NaN goes the way it went in the fit.
+
+        Raises:
+            ValueError: the matrix has another width.
+        """
+        if matrix.ndim != 2 or matrix.shape[1] != len(self.features):
+            raise ValueError(f"the trees read {len(self.features)} columns, not {matrix.shape[1:]}")
+        matrix = np.ascontiguousarray(matrix, np.float32)
+        out = np.zeros(len(matrix))
+        if threads <= 1 or len(matrix) < threads * _ROWS:
+            _add_up(self.nodes, self.leaves, self.roots, matrix, out)
+            return out
+        bounds = np.linspace(0, len(matrix), threads + 1).astype(int)
+        parts = [slice(first, last) for first, last in pairwise(bounds)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(
+                pool.map(
+                    lambda rows: _add_up(self.nodes, self.leaves, self.roots, matrix[rows], out[rows]), parts
+                )
+            )
+        return out
+
+
+@dataclass(frozen=True)
+class _Tree:
+    nodes: NDArray[np.void]
+    leaves: Float64
+
+
+def _fields(block: str) -> dict[str, str]:
+    lines = (line.partition("=") for line in block.splitlines())
+    return {name: value for name, equals, value in lines if equals}
+
+
+def _numbers(fields: Mapping[str, str], name: str, dtype: type[Any], length: int) -> NDArray[Any]:
+    values = np.array(fields[name].split(), np.float64 if dtype is float else np.int64)
+    if len(values) != length:
+        raise ValueError(f"{name} has {len(values)} values, {length} are due")
+    return values
+
+
+def _tree(block: str, features: int) -> _Tree:
+    """One tree of the text, its children and leaves numbered from 0."""
+    fields = _fields(block)
+    count = int(fields["num_leaves"])
+    if count < 1 or fields.get("num_cat", "0") != "0" or fields.get("is_linear", "0") != "0":
+        raise ValueError("a tree is empty, categorical or linear")
+    leaves = _numbers(fields, "leaf_value", float, count)
+    if not np.isfinite(leaves).all():
+        raise RecsysError("non_finite_scores", "a leaf of the ranker is not finite", "ranker.txt")
+    nodes = np.zeros(count - 1, NODE)
+    if count > 1:
+        _fill(nodes, fields, features)
+    return _Tree(nodes, leaves)
+
+
+def _fill(nodes: NDArray[np.void], fields: Mapping[str, str], features: int) -> None:
+    """Write the decisions; refuses children that are no tree, so that every walk ends."""
+    count = len(nodes)
+    integers = {
+        name: _numbers(fields, name, int, count)
+        for name in ("split_feature", "decision_type", "left_child", "right_child")
+    }
+    threshold = _numbers(fields, "threshold", float, count)
+    kind, feature = integers["decision_type"], integers["split_feature"]
+    missing = kind >> _MISSING_SHIFT
+    if (kind & _CATEGORICAL).any() or not np.isin(missing, (_MISSING_IS_NONE, _MISSING_IS_NAN)).all():
+        raise ValueError("a split is categorical or takes zero as missing")
+    if feature.min() < 0 or feature.max() >= features or np.isnan(threshold).any():
+        raise ValueError("a split has no such feature or no threshold")
+    left, right = integers["left_child"], integers["right_child"]
+    _check_children(np.concatenate([left, right]), count)
+    to_left = np.where(missing == _MISSING_IS_NAN, (kind & _DEFAULT_LEFT) > 0, threshold >= 0.0)
+    nodes["threshold"], nodes["feature"] = _floor32(threshold), feature
+    nodes["left"], nodes["right"], nodes["missing"] = left, right, np.where(to_left, left, right)
+
+
+def _check_children(children: NDArray[np.int64], count: int) -> None:
+    """Every node but the root and every leaf is the child of one node, and of an earlier one."""
+    if not np.array_equal(np.sort(children), np.delete(np.arange(-count - 1, count), count + 1)):
+        raise ValueError("children do not make a tree")
+    parents = np.tile(np.arange(count), 2)
+    if (children[children >= 0] <= parents[children >= 0]).any():
+        raise ValueError("a child stands before its parent")
+
+
+def _floor32(threshold: Float64) -> Float32:
+    """The largest float32 not above each threshold: x <= it exactly where a float32 x <= the threshold."""
+    with np.errstate(over="ignore"):
+        rounded = threshold.astype(np.float32)
+    above = rounded.astype(np.float64) > threshold
+    return np.where(above, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+
+
+def _joined(features: tuple[str, ...], trees: list[_Tree]) -> Forest:
+    """The trees one behind the other, children renumbered."""
+    node_starts = np.cumsum([0, *(len(tree.nodes) for tree in trees)])
+    leaf_starts = np.cumsum([0, *(len(tree.leaves) for tree in trees)])
+    roots = np.zeros(len(trees), np.int32)
+    for place, tree in enumerate(trees):
+        node, leaf = node_starts[place], leaf_starts[place]
+        roots[place] = node if len(tree.nodes) else ~leaf
+        for side in ("left", "right", "missing"):
+            child = tree.nodes[side]
+            tree.nodes[side] = np.where(child >= 0, child + node, child - leaf)
+    nodes = np.concatenate([np.zeros(0, NODE), *(tree.nodes for tree in trees)])
+    return Forest(features, nodes, np.concatenate([np.zeros(0), *(tree.leaves for tree in trees)]), roots)
+
+
+@njit(cache=True, nogil=True)
+def _step(nodes: NDArray[np.void], node: int, value: float) -> int:
+    if value <= nodes[node].threshold:
+        return nodes[node].left
+    if value == value:
+        return nodes[node].right
+    return nodes[node].missing
+
+
+@njit(cache=True, nogil=True)
+def _walk(nodes: NDArray[np.void], node: int, values: Float32) -> int:
+    while node >= 0:
+        node = _step(nodes, node, values[nodes[node].feature])
+    return ~node
+
+
+@njit(cache=True, nogil=True)
+def _add_up(nodes: NDArray[np.void], leaves: Float64, roots: Int32, matrix: Float32, out: Float64) -> None:
+    """Adds to `out` (rows,). Four rows walk a tree side by side: their cache misses overlap."""
+    for first in range(0, len(matrix), _ROWS):
+        last = min(first + _ROWS, len(matrix))
+        fours = first + (last - first) // 4 * 4
+        for root in roots:
+            for row in range(first, fours, 4):
+                a = b = c = d = root
+                while a >= 0 or b >= 0 or c >= 0 or d >= 0:
+                    if a >= 0:
+                        a = _step(nodes, a, matrix[row, nodes[a].feature])
+                    if b >= 0:
+                        b = _step(nodes, b, matrix[row + 1, nodes[b].feature])
+                    if c >= 0:
+                        c = _step(nodes, c, matrix[row + 2, nodes[c].feature])
+                    if d >= 0:
+                        d = _step(nodes, d, matrix[row + 3, nodes[d].feature])
+                out[row] += leaves[~a]
+                out[row + 1] += leaves[~b]
+                out[row + 2] += leaves[~c]
+                out[row + 3] += leaves[~d]
+            for row in range(fours, last):
+                out[row] += leaves[_walk(nodes, root, matrix[row])]
