@@ -33,12 +33,16 @@ class LiveHistories:
         return len(self._start)
 
     def append(self, user: int, item: int, kind: int, timestamp: float) -> None:
-        """Add one event behind the others of its user, who may be new."""
+        """Add one event of a user, who may be new; it stands behind those that are not younger."""
         if user >= len(self):
             self._add_users(user + 1)
         if self._stop[user] == self._end[user]:
             self._make_room(user)
         place = self._stop[user]
+        while place > self._start[user] and self._timestamp[place - 1] > timestamp:
+            for column in (self._item, self._type, self._timestamp):
+                column[place] = column[place - 1]
+            place -= 1
         self._item[place], self._type[place], self._timestamp[place] = item, kind, timestamp
         self._stop[user] += 1
 

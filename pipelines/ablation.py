@@ -150,7 +150,7 @@ class _Matrices:
     def without(self, bit: int) -> tuple[Requests, Float32]:
         if bit != self._bit:
             requests = sourceless(self._block, bit) if bit else self._block
-            self._last = requests, self._held.models.matrix(requests, self._held.state)
+            self._last = requests, self._held.models.matrix(requests, self._held.state.read(requests))
             self._bit = bit
         return self._last
 

@@ -126,32 +126,30 @@ class Model:
             embeddings: of that dataset's items (`self.embeddings.update`).
             popularity: of that dataset's log.
         """
-        retriever = self.recommender.retriever
         items = self.catalogue.ids.index(data.catalogue.ids.values)
         users = self.users.index(data.users.values)
-        collaborative = replace(
-            retriever.collaborative,
-            factors=_rows(retriever.collaborative.factors, items),
-            item_item=_relabelled(retriever.collaborative.item_item, items),
-            ease=_relabelled(retriever.collaborative.ease, items),
-        )
+        retriever = _over_items(self.recommender.retriever, items, embeddings.matrix)
         return replace(
             self.recommender,
-            retriever=replace(
-                retriever,
-                collaborative=collaborative,
-                transitions=_relabelled(retriever.transitions, items),
-                covisitation=Covisitation(
-                    _relabelled(retriever.covisitation.to_outcome, items),
-                    _relabelled(retriever.covisitation.between_outcomes, items),
-                ),
-                sequence=retriever.sequence.over(items, embeddings.matrix),
-                embeddings=embeddings.matrix,
-                popularity=popularity,
-                weights=data.weights,
-            ),
+            retriever=replace(retriever, popularity=popularity, weights=data.weights),
             known_users=_known(self.recommender.known_users, users),
             category=data.catalogue.category,
+        )
+
+    def with_room(self, spare: int) -> Recommender:
+        """The recommender with `spare` rows behind the catalogue's, of which nothing is known yet.
+
+        All tables by item are fresh arrays, so that `Recommender.settle` can write into them.
+        """
+        recommender, nothing = self.recommender, np.full(spare, -1, np.int32)
+        items = np.concatenate([np.arange(len(self.catalogue), dtype=np.int32), nothing])
+        retriever = _over_items(recommender.retriever, items, _rows(self.embeddings.matrix, items))
+        popularity = retriever.popularity
+        first_seen = np.concatenate([popularity.first_seen, np.full(spare, np.inf)])
+        return replace(
+            recommender,
+            retriever=replace(retriever, popularity=replace(popularity, first_seen=first_seen, _latest=None)),
+            category=np.concatenate([recommender.category, nothing]),
         )
 
     def reranker(self, data: Dataset, embeddings: Float32) -> Reranker:
@@ -181,6 +179,27 @@ class Model:
         )
 
 
+def _over_items(retriever: Retriever, items: Int32, embeddings: Float32) -> Retriever:
+    """The retriever where new item i is old item items[i], -1 for one it has not seen."""
+    collaborative = retriever.collaborative
+    return replace(
+        retriever,
+        collaborative=replace(
+            collaborative,
+            factors=_rows(collaborative.factors, items),
+            item_item=_relabelled(collaborative.item_item, items),
+            ease=_relabelled(collaborative.ease, items),
+        ),
+        transitions=_relabelled(retriever.transitions, items),
+        covisitation=Covisitation(
+            _relabelled(retriever.covisitation.to_outcome, items),
+            _relabelled(retriever.covisitation.between_outcomes, items),
+        ),
+        sequence=retriever.sequence.over(items, embeddings),
+        embeddings=embeddings,
+    )
+
+
 def _parquet(frame: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
@@ -202,8 +221,10 @@ def _known(known: Bool, rows: Int32) -> Bool:
 
 def _relabelled(pairs: SparsePairs, rows: Int32) -> SparsePairs:
     """The same pair scores where new row i is old row rows[i]; -1 has no pairs."""
-    if np.array_equal(rows, np.arange(len(pairs))):
-        return pairs
+    old = len(pairs)
+    if np.array_equal(rows[:old], np.arange(old)) and (rows[old:] < 0).all():
+        ends = np.full(len(rows) - old, pairs.offsets[-1])
+        return replace(pairs, offsets=np.concatenate([pairs.offsets, ends]))
     new = np.flatnonzero(rows >= 0)
     shape = (len(rows), len(pairs))
     pick = sparse.csr_matrix((np.ones(len(new), np.float32), (new, rows[new])), shape=shape)

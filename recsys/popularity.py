@@ -7,14 +7,14 @@ are answered with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from recsys.dataset import Dataset
-from recsys.events import Float64, Int32, Int64
+from recsys.events import Float64, Int32, Int64, lengths_to_offsets
 from recsys.requests import DAY_S
 
 
@@ -29,9 +29,11 @@ class PopularityConfig:
     half_life_days: float = 30.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Popularity:
     """Daily decayed counts: the state of every item on each day on which anything happened.
+
+    A server adds to it in place; everywhere else it stands still.
 
     Attributes:
         days: (d,) day numbers since the epoch with events, ascending.
@@ -47,9 +49,28 @@ class Popularity:
     weight: Float64
     first_seen: Float64
     half_life_days: float
+    _latest: tuple[int, Float64] | None = field(default=None, repr=False, compare=False)
 
     def scores(self, day: Int64) -> Float64:
         """Decayed counts (moments, items) at the start of each day in `day`, which must ascend."""
+        if len(day) != 1:
+            return self._counted(day)
+        if self._latest is None or self._latest[0] != day[0]:
+            self._latest = int(day[0]), self._counted(day)
+        return self._latest[1]
+
+    def add(self, day: Int64, item_index: Int32, weight: Float64) -> None:
+        """Count more target events in place, (rows,) each, of days in any order."""
+        every = np.concatenate([np.repeat(self.days, np.diff(self.offsets)), day])
+        order = np.argsort(every, kind="stable")
+        self.item_index = np.concatenate([self.item_index, item_index])[order]
+        self.weight = np.concatenate([self.weight, weight])[order]
+        self.days, counts = np.unique(every, return_counts=True)
+        self.offsets = lengths_to_offsets(counts)
+        self._latest = None
+        np.minimum.at(self.first_touched, item_index, day * DAY_S)
+
+    def _counted(self, day: Int64) -> Float64:
         state = np.zeros(len(self.first_seen))
         out = np.empty((len(day), len(state)))
         next_row, state_day = 0, min((int(days[0]) for days in (day, self.days) if len(days)), default=0)
@@ -58,7 +79,7 @@ class Popularity:
                 today = int(self.days[next_row])
                 state *= 2.0 ** (-(today - state_day) / self.half_life_days)
                 rows = slice(self.offsets[next_row], self.offsets[next_row + 1])
-                state[self.item_index[rows]] += self.weight[rows]
+                np.add.at(state, self.item_index[rows], self.weight[rows])
                 state_day, next_row = today, next_row + 1
             out[place] = state * 2.0 ** (-(int(wanted) - state_day) / self.half_life_days)
         return out

@@ -132,38 +132,52 @@ class Recommender:
         known = known_rows(users)[owner] & in_catalogue
         return np.where(known, scores, np.nan).astype(np.float32)
 
-    def matrix(self, requests: Requests, state: State, *, pairs: Pairs | None = None) -> Float32:
-        """Feature matrix (rows, features) of the requests' candidates."""
-        reading = state.read(requests)
+    def matrix(self, requests: Requests, reading: Reading, *, text: bool = True) -> Float32:
+        """Feature matrix (rows, features) of the requests' candidates.
+
+        Without `text`, what rests on item texts alone is missing: a cheaper matrix for a busy server.
+        """
         scores = {
-            "head": self.head_scores(requests, reading),
             "als_user": self.als_scores(requests, reading.history),
             "sequence": self.retriever.sequence.scores(requests, reading.history),
         }
-        return self.features.build(requests, reading, pairs or self.pairs, scores, self.retriever.weights)
+        pairs = self.pairs
+        if text:
+            scores["head"] = self.head_scores(requests, reading)
+        else:
+            pairs = {name: table for name, table in pairs.items() if name != "text"}
+        return self.features.build(requests, reading, pairs, scores, self.retriever.weights)
 
     def matrix_in_blocks(self, requests: Requests, state: State, progress: Progress | None = None) -> Float32:
         """`matrix` over any number of requests, built block by block into one array."""
         out = np.empty((requests.rows, len(self.features.schema.names)), np.float32)
-        pairs = self.pairs
         for chosen in blocks(requests.offsets):
             rows = slice(requests.offsets[chosen[0]], requests.offsets[chosen[-1] + 1])
-            out[rows] = self.matrix(requests.take(chosen), state, pairs=pairs)
+            block = requests.take(chosen)
+            out[rows] = self.matrix(block, state.read(block))
             if progress:
                 progress(int(chosen[-1]) + 1, len(requests))
         return out
 
     def score(self, requests: Requests, state: State, *, threads: int = 1) -> Float64:
         """(rows,) ranking score of every candidate row, comparable within a request."""
-        if self.ranker is None:
-            raise ValueError("the recommender has no ranker yet: fit one and use with_ranker")
         out = np.empty(requests.rows)
-        pairs = self.pairs
         for chosen in blocks(requests.offsets):
             rows = slice(requests.offsets[chosen[0]], requests.offsets[chosen[-1] + 1])
-            matrix = self.matrix(requests.take(chosen), state, pairs=pairs)
-            out[rows] = self.ranker.score(matrix, self.features.schema.digest, threads=threads)
-        return with_newcomers(requests, out, self.newcomers)
+            block = requests.take(chosen)
+            out[rows] = self.score_matrix(block, self.matrix(block, state.read(block)), threads=threads)
+        return out
+
+    def score_matrix(self, requests: Requests, matrix: Float32, *, threads: int = 1) -> Float64:
+        """(rows,) likewise, from the matrix of these requests.
+
+        Raises:
+            ValueError: there is no ranker.
+        """
+        if self.ranker is None:
+            raise ValueError("the recommender has no ranker yet: fit one and use with_ranker")
+        scores = self.ranker.score(matrix, self.features.schema.digest, threads=threads)
+        return with_newcomers(requests, scores, self.newcomers)
 
     def candidates(self, requests: Requests, state: State, seen: Seen) -> Requests:
         """The requests with candidates from every source; their own candidates are replaced."""
@@ -186,6 +200,21 @@ class Recommender:
         history = state.read(requests).history
         rerank = top_ranked if reranker is None else reranker.rerank
         return rerank(requests, scores, k, self.rungs(requests, history))
+
+    def settle(self, row: int, embedding: Float32, category: int, first_seen: float) -> None:
+        """Let an item move into a row that nothing was known of (`Model.with_room`), in place.
+
+        Args:
+            row: of the item.
+            embedding: (dim,) of its text, zeros where there is none.
+            category: code, -1 where missing.
+            first_seen: epoch seconds.
+        """
+        self.category[row] = category
+        self.retriever.settle(row, embedding, first_seen)
+        one = self.head.project(embedding[None])
+        for table, value in zip(self._projected.tables(), one.tables(), strict=True):
+            table[row] = value[0]
 
     def rungs(self, requests: Requests, history: HistoryBatch) -> NDArray[np.int8]:
         """(requests,) cold-start rung of each request."""

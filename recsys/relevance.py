@@ -173,6 +173,10 @@ class ProjectedItems:
     def __len__(self) -> int:
         return len(self.vectors)
 
+    def tables(self) -> tuple[Float32, ...]:
+        """All arrays, whose first axis is the item."""
+        return self.vectors, self.candidate, self.history, self.hidden, self.prior
+
 
 @dataclass(frozen=True)
 class HistorySlots:

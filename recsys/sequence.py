@@ -141,6 +141,12 @@ class SequenceModel:
         """(items, 3d) what reading an item adds to the gates."""
         return self.items @ self.weights.input + self.weights.input_bias
 
+    def settle(self, row: int) -> None:
+        """Read the text of an item anew, whose row of `embeddings` was written in place."""
+        self.items[row] = self.learned[row] + self.embeddings[row] @ self.weights.text
+        self.known[row] = self.items[row].any()
+        self._inputs[row] = self.items[row] @ self.weights.input + self.weights.input_bias
+
     def user_vectors(self, history: HistoryBatch) -> Float32:
         """(requests, d) what each history leads to; zeros where it holds no known item.
 

@@ -9,7 +9,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from recsys.collaborative import Collaborative
-from recsys.events import Float32, Histories, Int32, Int64, concatenated_ranges, lengths_to_offsets
+from recsys.events import Bool, Float32, Histories, Int32, Int64, concatenated_ranges, lengths_to_offsets
 from recsys.pairs import DensePairs, SparsePairs
 from recsys.popularity import Popularity
 from recsys.requests import SOURCES, HistoryBatch, Requests
@@ -85,8 +85,20 @@ class Retriever:
         """The embeddings as item-to-item scores (cosine)."""
         return DensePairs(self.embeddings)
 
-    def retrieve(self, requests: Requests, history: HistoryBatch, seen: Seen) -> Requests:
-        """The requests with candidates in item order and their source bits; labels are unknown."""
+    def settle(self, row: int, embedding: Float32, first_seen: float) -> None:
+        """Let a new item move into a free row, in place; see `Recommender.settle`."""
+        self.embeddings[row] = embedding
+        self.text.known[row] = embedding.any()
+        self.popularity.first_seen[row] = first_seen
+        self.sequence.settle(row)
+
+    def retrieve(
+        self, requests: Requests, history: HistoryBatch, seen: Seen, *, allowed: Bool | None = None
+    ) -> Requests:
+        """The requests with candidates in item order and their source bits; labels are unknown.
+
+        `allowed` is (items,), whether an item may come; None lets all.
+        """
         parts: list[tuple[Int64, Int32, Int32]] = []
         for bit, (limit, scores) in enumerate(self._blocks(requests, history)):
             if limit == 0:
@@ -94,6 +106,8 @@ class Retriever:
             block = scores()
             if self.config.exclude_seen:
                 block[seen.owner(), seen.item_index] = -np.inf
+            if allowed is not None:
+                block[:, ~allowed] = -np.inf
             owner, item, _ = top_items(block, limit)
             parts.append((owner, item, np.full(len(item), 1 << bit, np.int32)))
         offsets, item_index, source = _merge(parts, len(requests), len(self.embeddings))

@@ -257,6 +257,29 @@ def test_live_state_equals_replay_at_every_later_moment(log, delay, start, reloa
         assert_same_reading(live.read(requests), replay.read(requests))
 
 
+@settings(max_examples=60)
+@given(log=logs, delay=delays, data=st.data())
+def test_the_order_in_which_events_arrive_does_not_matter(log, delay, data):
+    events, slates = log
+    dated = [event for event in events if event[3] is not None]
+    distinct = [(user, item, kind, moment + place) for place, (user, item, kind, moment) in enumerate(dated)]
+    dataset = make_dataset((distinct, slates))
+    features = make_features(delay)
+    live = LiveState.at(dataset, float(np.min(dataset.events.timestamp, initial=0.0)) - DAY, features)
+    for row in data.draw(st.permutations(range(len(dataset.events)))):
+        feed(live, dataset, range(row, row + 1), range(0))
+    count = 0 if dataset.slates is None else len(dataset.slates)
+    for slate in data.draw(st.permutations(range(count))):
+        feed(live, dataset, range(0), range(slate, slate + 1))
+    end = 8 * DAY
+    known = len(dataset.events)
+    requests = make_requests(range(-1, USERS), [end] * (USERS + 1), [known] * (USERS + 1))
+    found, expected = live.read(requests), Replay(dataset, features).read(requests)
+    np.testing.assert_allclose(found.counters, expected.counters, rtol=1e-6)
+    for name in ("offsets", "item_index", "type_index", "age_s"):
+        np.testing.assert_array_equal(getattr(found.history, name), getattr(expected.history, name))
+
+
 def test_live_state_reads_a_batch_of_moments_one_after_another():
     log = ([(0, 1, "click", 0.0)], [(0, DAY, [1, 2]), (0, 2 * DAY, [2])])
     dataset = make_dataset(log)

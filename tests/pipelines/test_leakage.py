@@ -84,7 +84,7 @@ def test_slates_see_nothing_that_comes_after_them(world, embeddings, config):
     changed = altered_after(world, moment)
     before, after = (Replay(data, models.features) for data in (world, changed))
     np.testing.assert_array_equal(
-        models.recommender.matrix(early, before), models.recommender.matrix(early, after)
+        *(models.recommender.matrix(early, state.read(early)) for state in (before, after))
     )
     np.testing.assert_array_equal(
         models.recommender.score(early, before), models.recommender.score(early, after)

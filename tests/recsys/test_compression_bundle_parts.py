@@ -117,7 +117,7 @@ def small_ranker(models: Recommender, state: Replay) -> Ranker:
     moments = np.sort(rng.uniform(10, 29, count)) * DAY_S
     offsets = np.arange(count + 1, dtype=np.int64) * rows
     requests = Requests.of(users, moments, state.dataset.events.known_at(moments), (offsets, items))
-    matrix = models.matrix(requests, state)
+    matrix = models.matrix(requests, state.read(requests))
     filled = np.nan_to_num(matrix)
     varied = filled[:, filled.std(axis=0).argsort()[-30:]]
     score = (varied / varied.std(axis=0)) @ rng.normal(size=30)

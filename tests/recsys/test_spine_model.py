@@ -111,7 +111,7 @@ def fit_small_ranker(models: Recommender, data: Dataset, state: Replay, features
     users = rng.integers(0, 10, count)
     source = rng.integers(0, 64, len(items)).astype(np.int32)
     requests = Requests.of(users, moments, data.events.known_at(moments), (offsets, items), source)
-    matrix = models.matrix(requests, state)
+    matrix = models.matrix(requests, state.read(requests))
     filled = np.nan_to_num(matrix)
     varied = filled[:, filled.std(axis=0).argsort()[-30:]]
     score = (varied / varied.std(axis=0)) @ rng.normal(size=30) + 8.0 * (source & 1)
