@@ -28,9 +28,10 @@ from recsys.metrics.intervals import mean_interval, paired_interval
 from recsys.metrics.slate import slate_metrics
 from recsys.pairs import known_rows
 from recsys.protocols import split
-from recsys.relevance import HeadConfig, RelevanceHead, newest_events
+from recsys.relevance import RelevanceHead, newest_events
 from recsys.relevance_examples import requests_within, with_both_classes
 from recsys.relevance_training import MIN_JUDGED, fit_head
+from recsys.relevance_weights import HeadConfig
 from recsys.requests import HistoryBatch, Requests
 from recsys.text.finetuning import Adapted, Behaviour, adapt, thinned
 from recsys.text.item_text import catalogue_texts

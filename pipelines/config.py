@@ -23,7 +23,7 @@ from recsys.errors import EXIT_CONFIG, RecsysError
 from recsys.events import DEFAULT_ROLES, EventRole
 from recsys.popularity import PopularityConfig
 from recsys.ranking import RankerConfig
-from recsys.relevance import HeadConfig
+from recsys.relevance_weights import HeadConfig
 from recsys.reranking import RerankingConfig, Rule
 from recsys.retrieval import RetrievalConfig
 from recsys.sequence import SequenceConfig

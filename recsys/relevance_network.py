@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recsys.events import Bool, Float32, Int64
-from recsys.relevance import SIMILARITY_UNIT, HeadConfig, HeadWeights, HistorySlots
+from recsys.relevance import SIMILARITY_UNIT, HistorySlots
 from recsys.relevance_examples import Examples
+from recsys.relevance_weights import HeadConfig, HeadWeights
 
 POSITIONS = 64
 """Places with an examination term of their own; those further down share the last one."""

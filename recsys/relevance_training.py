@@ -17,9 +17,10 @@ from recsys.calibration import fit_calibration, fit_platt, log_losses, sigmoid
 from recsys.events import Float32, Float64, Int64
 from recsys.metrics.calibration import expected_calibration_error
 from recsys.metrics.slate import slate_metrics
-from recsys.relevance import HeadConfig, HeadWeights, HistorySlots, RelevanceHead
+from recsys.relevance import HistorySlots, RelevanceHead
 from recsys.relevance_examples import Examples
 from recsys.relevance_network import BatchSource, HeadBatch, HeadNetwork, parameter_groups, popularity_effects
+from recsys.relevance_weights import HeadConfig, HeadWeights
 from recsys.requests import HistoryBatch
 
 MIN_JUDGED = 20

@@ -253,14 +253,21 @@ def _read(
                 continue
             found = True
             gates[:] = state_bias
-            for i in range(dim):
-                gates += h[i] * state_weights[i]
+            _add_product(h, state_weights, gates)
             _step(inputs[item], gates, h)
         if found:
             out[q] = output_bias
-            for i in range(dim):
-                out[q] += h[i] * output[i]
+            _add_product(h, output, out[q])
     return out
+
+
+@njit(cache=True, nogil=True)
+def _add_product(h: Float32, weights: Float32, out: Float32) -> None:
+    """Out += h @ weights, one element of h after another, without a temporary array."""
+    for i in range(len(h)):
+        scale = h[i]
+        for j in range(len(out)):
+            out[j] += scale * weights[i, j]
 
 
 @njit(cache=True, nogil=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 
@@ -34,8 +35,10 @@ class IdRows:
 
     def find_all(self, ids: Sequence[str | int]) -> Int32:
         """(ids,) rows, likewise."""
-        rows, key = self._rows, self._key
-        return np.fromiter((rows.get(key(each), -1) for each in ids), np.int32, len(ids))  # type: ignore[arg-type]
+        keys = ids
+        if any(isinstance(each, int) != self.integers for each in ids):
+            keys = [self._key(each) for each in ids]  # type: ignore[misc]
+        return np.fromiter(map(self._rows.get, keys, repeat(-1)), np.int32, len(ids))
 
     def add(self, each: str | int) -> int:
         """The row of an id, which gets the next one where it is new.

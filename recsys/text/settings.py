@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from recsys.errors import EXIT_CONFIG, RecsysError
-from recsys.relevance import HeadConfig
+from recsys.relevance_weights import HeadConfig
 
 Mode = Literal["frozen", "full", "lora", "ia3", "prompt", "prefix"]
 MODES: tuple[Mode, ...] = get_args(Mode)

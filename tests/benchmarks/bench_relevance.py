@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from recsys.events import Float32
-from recsys.relevance import SIMILARITY_UNIT, HeadConfig, HistorySlots, ProjectedItems, RelevanceHead
+from recsys.relevance import SIMILARITY_UNIT, HistorySlots, ProjectedItems, RelevanceHead
 from recsys.relevance_examples import Examples
 from recsys.relevance_training import fit_head
+from recsys.relevance_weights import HeadConfig
 from recsys.requests import HistoryBatch, Requests
 
 ITEMS, TEXT_DIM, CANDIDATES, EVENTS = 20_000, 384, 200, 30

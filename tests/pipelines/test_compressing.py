@@ -179,6 +179,22 @@ def test_limits_are_chosen_anew_without_measuring_again(ladder, job):
     assert [v.get("version") for v in document["variants"]] == [v.get("version") for v in ladder["variants"]]
 
 
+def test_a_search_proposes_combinations_while_time_is_left_and_goes_on_later(ladder, job):
+    words = ["compress", job.data, *job.settings, *SETTINGS[:4], *EASY, "--no-bundle", "--resume"]
+    words += ["--set=compression.ladder=['int8']", "--minutes=0.4"]
+    first = job.json(*words)
+    found = [variant["name"] for variant in first["variants"] if variant["kind"] == "encoder"]
+    assert found[:2] == ["fp32", "int8"]
+    assert len(found) > 2
+    assert first["stopped_by"] in {"time", "end"}
+    second = job.json(*words)
+    again = [variant["name"] for variant in second["variants"] if variant["kind"] == "encoder"]
+    assert again[: len(found)] == found
+    assert {rung(second, name)["version"] for name in found} == {
+        rung(first, name)["version"] for name in found
+    }
+
+
 def test_the_page_needs_nothing_from_elsewhere(ladder):
     page = Path(ladder["page"]).read_text()
     assert all(variant["name"] in page for variant in ladder["variants"])

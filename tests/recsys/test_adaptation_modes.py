@@ -12,8 +12,9 @@ from pipelines.config import load_config
 from recsys.errors import EXIT_CONFIG, RecsysError
 from recsys.events import lengths_to_offsets
 from recsys.next_items import NextItems
-from recsys.relevance import HeadConfig, RelevanceHead
+from recsys.relevance import RelevanceHead
 from recsys.relevance_examples import Examples
+from recsys.relevance_weights import HeadConfig
 from recsys.requests import HistoryBatch, Requests
 from recsys.text.adapters import equip, merged
 from recsys.text.contrastive import contrast

@@ -29,7 +29,8 @@ from recsys.protocols import everyone_at
 from recsys.ranker_training import fit_ranker
 from recsys.ranking import Ranker, RankerConfig
 from recsys.recommender import Recommender
-from recsys.relevance import HeadConfig, RelevanceHead
+from recsys.relevance import RelevanceHead
+from recsys.relevance_weights import HeadConfig
 from recsys.requests import DAY_S, Requests
 from recsys.retrieval import RetrievalConfig, Retriever, seen_items
 from recsys.sequence import SequenceConfig

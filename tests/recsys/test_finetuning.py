@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from recsys.events import lengths_to_offsets
-from recsys.relevance import HeadConfig
 from recsys.relevance_examples import Examples
+from recsys.relevance_weights import HeadConfig
 from recsys.requests import HistoryBatch, Requests
 from recsys.text.adapters import equip, merged
 from recsys.text.finetuning import Behaviour, finetune

@@ -6,9 +6,10 @@ import torch
 
 from recsys.calibration import Calibration
 from recsys.errors import RecsysError
-from recsys.relevance import HeadConfig, HeadWeights, HistorySlots, RelevanceHead
+from recsys.relevance import HistorySlots, RelevanceHead
 from recsys.relevance_examples import Examples
 from recsys.relevance_network import BatchSource, HeadNetwork
+from recsys.relevance_weights import HeadConfig, HeadWeights
 from recsys.requests import HistoryBatch, Requests
 
 ITEMS, TEXT_DIM, TYPES = 60, 24, 3

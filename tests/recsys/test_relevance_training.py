@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from recsys.metrics.slate import slate_metrics
-from recsys.relevance import HeadConfig, RelevanceHead
+from recsys.relevance import RelevanceHead
 from recsys.relevance_examples import Examples
 from recsys.relevance_training import fit_head
+from recsys.relevance_weights import HeadConfig
 from recsys.requests import HistoryBatch, Requests
 
 ITEMS, TEXT_DIM, EVENTS, SLATE = 300, 24, 8, 10

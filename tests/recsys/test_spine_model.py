@@ -23,7 +23,8 @@ from recsys.popularity import PopularityConfig, fit_popularity
 from recsys.ranker_training import fit_ranker
 from recsys.ranking import RankerConfig
 from recsys.recommender import Recommender
-from recsys.relevance import HeadConfig, RelevanceHead
+from recsys.relevance import RelevanceHead
+from recsys.relevance_weights import HeadConfig
 from recsys.requests import DAY_S, SOURCES, Requests, source_names
 from recsys.retrieval import RetrievalConfig, Retriever, seen_items
 from recsys.scorer import Scorer, load_scorer

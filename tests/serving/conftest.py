@@ -123,7 +123,8 @@ def _recommender(data: Any, embeddings: Any, features: Any, seed: int) -> Any:
     from recsys.collaborative_training import fit_collaborative
     from recsys.popularity import PopularityConfig, fit_popularity
     from recsys.recommender import Recommender
-    from recsys.relevance import HeadConfig, RelevanceHead
+    from recsys.relevance import RelevanceHead
+    from recsys.relevance_weights import HeadConfig
     from recsys.retrieval import RetrievalConfig, Retriever
     from recsys.sequence import SequenceConfig, SequenceModel
     from recsys.transitions import CovisitationConfig, TransitionConfig, fit_covisitation, fit_transitions
