@@ -1,7 +1,7 @@
 """The kernels of decayed counters: build, find what was known, read, and update one row at a time.
 
-Replay and live state share `read_states`, and `accumulate` and `apply_rows` do the same arithmetic in the
-same order (state · e^(-Δt · rate) + weight, float64), so that both give the same bits.
+Replay reads by `read_states` what `accumulate` made, the live state by `read_cells` what `apply_rows` made:
+the same arithmetic in the same order (state · e^(-Δt · rate) + weight, float64), so both give the same bits.
 """
 
 from __future__ import annotations
@@ -144,6 +144,64 @@ def read_states(
             if columns[width + 1] >= 0:
                 since = max(now - moment_first[place_first[row]], 0.0) if touched else math.nan
                 out[row, columns[width + 1]] = since / _DAY_S
+
+
+@njit(cache=True, nogil=True)
+def read_cells(
+    slots: Int64,
+    cells: Float64,
+    layout: tuple[Int64, Float64],
+    requests: tuple[Int64, Float64],
+    out: Float32,
+) -> None:
+    """Write the states of one key, of all its tables at once, into their columns of `out`.
+
+    Args:
+        slots: (rows,) row of each candidate's key in `cells`, UNKNOWN or NOTHING_YET.
+        cells: (slots, width) sums, last and first moment of one table behind the other, see `KeyTable`.
+        layout: (tables, 4 + most) first cell, half-lives, and the columns as in `read_states`; and the rates
+            (tables, most).
+        requests: (r + 1,) candidate rows and (r,) moments.
+        out: (rows, states) float32.
+    """
+    lines, rates = layout
+    offsets, moments = requests
+    for request in range(len(offsets) - 1):
+        now = moments[request]
+        for row in range(offsets[request], offsets[request + 1]):
+            if row > offsets[request] and slots[row] == slots[row - 1]:
+                _copy_columns(lines, row, out)
+            else:
+                _read_cells(slots[row], cells, lines, rates, now, row, out)
+
+
+@njit(cache=True, nogil=True)
+def _copy_columns(lines: Int64, row: int, out: Float32) -> None:
+    for table in range(len(lines)):
+        for place in range(2, 4 + lines[table, 1]):
+            column = lines[table, place]
+            if column >= 0:
+                out[row, column] = out[row - 1, column]
+
+
+@njit(cache=True, nogil=True)
+def _read_cells(
+    at: int, cells: Float64, lines: Int64, rates: Float64, now: float, row: int, out: Float32
+) -> None:
+    """One row of `read_cells`; written with indices, since slices cost more than the arithmetic."""
+    nothing = math.nan if at == -1 else 0.0
+    for table in range(len(lines)):
+        begin, width = lines[table, 0], lines[table, 1]
+        touched = at >= 0 and not math.isnan(cells[at, begin + width])
+        elapsed = max(now - cells[at, begin + width], 0.0) if touched else 0.0
+        for h in range(width):
+            amount = _decayed(cells[at, begin + h], elapsed, rates[table, h]) if touched else nothing
+            out[row, lines[table, 2 + h]] = amount
+        if lines[table, 2 + width] >= 0:
+            out[row, lines[table, 2 + width]] = elapsed / _DAY_S if touched else math.nan
+        if lines[table, 3 + width] >= 0:
+            since = max(now - cells[at, begin + width + 1], 0.0) if touched else math.nan
+            out[row, lines[table, 3 + width]] = since / _DAY_S
 
 
 @njit(cache=True, nogil=True)

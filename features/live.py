@@ -12,12 +12,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from features.builder import Features
-from features.counters import apply_rows, read_states
+from features.counters import apply_rows, read_cells
 from features.declaration import Key
 from features.keys import ItemTable, KeySpace, writable
 from features.live_files import fill_live, live_files, open_live
 from features.live_history import LiveHistories
-from features.live_tables import Inlet, LiveTable, LogRows
+from features.live_tables import Inlet, KeyTable, LogRows
 from features.plan import Table
 from features.reading import Reading, fill_catalogue
 from features.replay import Replay, slots_of_rows
@@ -44,7 +44,7 @@ class LiveState:
         self.weights = weights
         self.spaces = dict(spaces)
         self.histories = histories
-        self.tables = [LiveTable.empty(len(table.half_lives_days)) for table in features.plan.tables]
+        self.tables = {key: KeyTable(tables) for key, tables in features.plan.by_key.items()}
         sources = {(table.of_events, table.delay_s) for table in features.plan.tables}
         sources.add((True, features.history_delay_s))
         self.inlets = [Inlet(*source) for source in sorted(sources)]
@@ -58,8 +58,8 @@ class LiveState:
         histories = _histories_at(past, as_of, features)
         live = cls(features, replay.items, weights, replay.spaces, histories)
         moment, known = np.array([as_of]), np.array([len(past.events)], np.int64)
-        for place, (table, log) in enumerate(zip(features.plan.tables, replay.logs, strict=True)):
-            live.tables[place] = LiveTable.of_log(log, int(replay.limits(table, moment, known)[0]))
+        for table, log in zip(features.plan.tables, replay.logs, strict=True):
+            live.tables[table.key].fill(table, log, int(replay.limits(table, moment, known)[0]))
         for inlet in live.inlets:
             _hold_back(past, as_of, inlet)
         return live
@@ -140,13 +140,13 @@ class LiveState:
     def _apply(self, inlet: Inlet, rows: LogRows) -> None:
         source = (inlet.of_events, inlet.delay_s)
         slots: dict[Key, Int64] = {}
-        for table, live in zip(self.features.plan.tables, self.tables, strict=True):
+        for table in self.features.plan.tables:
             if (table.of_events, table.delay_s) == source:
-                self._apply_to(table, live, rows, slots)
+                self._apply_to(table, rows, slots)
         if source == (True, self.features.history_delay_s):
             self._remember(rows)
 
-    def _apply_to(self, table: Table, live: LiveTable, rows: LogRows, slots: dict[Key, Int64]) -> None:
+    def _apply_to(self, table: Table, rows: LogRows, slots: dict[Key, Int64]) -> None:
         weight = np.ones(len(rows.timestamp))
         if table.of_events:
             weight = self.weights[table.stream][rows.type_index]
@@ -156,9 +156,9 @@ class LiveState:
         if table.key not in slots:
             keys = self.items.keys(table.key, rows.user_index, rows.item_index)
             slots[table.key] = space.find_or_add(keys)
-        live.reserve(space.size)
-        moments = (live.last, live.first)
-        apply_rows(live.state, moments, slots[table.key], rows.timestamp, weight, table.rates)
+        self.tables[table.key].reserve(space.size)
+        state, last, first = self.tables[table.key].part(table)
+        apply_rows(state, (last, first), slots[table.key], rows.timestamp, weight, table.rates)
 
     def _remember(self, rows: LogRows) -> None:
         user, kind = int(rows.user_index[0]), int(rows.type_index[0])
@@ -171,15 +171,13 @@ class LiveState:
         history = self.histories.read(requests)
         counters = np.empty((requests.rows, len(plan)), np.float32)
         slots = slots_of_rows(self.spaces, self.items, requests)
-        for table, live in zip(plan.tables, self.tables, strict=True):
-            live.reserve(self.spaces[table.key].size)
-            places = slots[table.key]
-            read_states(
-                (places, live.last, live.state),
-                (places, live.first),
+        for key, kept in self.tables.items():
+            kept.reserve(self.spaces[key].size)
+            read_cells(
+                slots[key],
+                kept.cells,
+                (kept.layout, kept.rates),
                 (requests.offsets, moments),
-                table.rates,
-                table.column_array,
                 counters,
             )
         fill_catalogue(plan, self.items, requests, history, counters)

@@ -70,10 +70,11 @@ def open_live(
 
 def fill_live(live: LiveState, arrays: Arrays) -> None:
     """Put the saved tables and waiting rows into a fresh state."""
-    for place, table in enumerate(live.tables):
-        table.state = arrays[f"table{place}.state"]
-        table.last = arrays[f"table{place}.last"]
-        table.first = arrays[f"table{place}.first"]
+    for place, table in enumerate(live.features.plan.tables):
+        saved = [arrays[f"table{place}.{name}"] for name in ("state", "last", "first")]
+        live.tables[table.key].reserve(len(saved[0]))
+        for view, values in zip(live.tables[table.key].part(table), saved, strict=True):
+            view[: len(values)] = values
     for place, inlet in enumerate(live.inlets):
         _take_inlet(f"inlet{place}", inlet, arrays)
 
@@ -83,12 +84,11 @@ def _put_tables(live: LiveState, arrays: Arrays) -> None:
     for key, space in live.spaces.items():
         if isinstance(space, CompositeKeys):
             arrays[f"keys.{key}"] = space.keys
-    for place, (table, kept) in enumerate(zip(live.features.plan.tables, live.tables, strict=True)):
+    for place, table in enumerate(live.features.plan.tables):
         size = live.spaces[table.key].size
-        kept.reserve(size)
-        arrays[f"table{place}.state"] = kept.state[:size]
-        arrays[f"table{place}.last"] = kept.last[:size]
-        arrays[f"table{place}.first"] = kept.first[:size]
+        live.tables[table.key].reserve(size)
+        parts = zip(("state", "last", "first"), live.tables[table.key].part(table), strict=True)
+        arrays |= {f"table{place}.{name}": view[:size] for name, view in parts}
 
 
 def _spaces(sizes: Mapping[str, int], arrays: Arrays) -> dict[Key, KeySpace]:

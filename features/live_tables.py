@@ -1,54 +1,67 @@
-"""The parts of a live state: tables of sums by slot, and inlets where rows wait until they count."""
+"""The parts of a live state: tables of states by key, and inlets where rows wait until they count."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.counters import last_known
+from features.plan import Table
 from features.replay import TableLog
 from recsys.events import Float64, Int32
 
 
-@dataclass
-class LiveTable:
-    """A table's states by slot: sums (slots, half-lives), last and first moment, NaN before the first."""
+class KeyTable:
+    """All states of one key, a row a slot: what a candidate needs of a key lies in one place in memory.
 
-    state: Float64
-    last: Float64
-    first: Float64
+    A row holds, for each table of the key in turn, its sums, then its last and its first moment, which are
+    NaN before the first row of its stream.
+    """
 
-    @classmethod
-    def empty(cls, half_lives: int) -> LiveTable:
-        """No slots yet."""
-        return cls(np.zeros((0, half_lives)), np.zeros(0), np.zeros(0))
+    def __init__(self, tables: Sequence[Table]) -> None:
+        """Lay the tables of one key side by side; there are no slots yet."""
+        self._place = {table: place for place, table in enumerate(tables)}
+        widths = [len(table.half_lives_days) for table in tables]
+        most = max(widths)
+        self.begin = np.cumsum([0, *(width + 2 for width in widths)])
+        self.layout = np.full((len(tables), 4 + most), -1, np.int64)
+        self.rates = np.zeros((len(tables), most))
+        for place, (table, width) in enumerate(zip(tables, widths, strict=True)):
+            self.layout[place, : 4 + width] = [self.begin[place], width, *table.columns]
+            self.rates[place, :width] = table.rates
+        self.cells = np.zeros((0, self.begin[-1]))
 
-    @classmethod
-    def of_log(cls, log: TableLog, limit: int) -> LiveTable:
-        """The states after the rows with sequence < `limit`."""
+    def part(self, table: Table) -> tuple[Float64, Float64, Float64]:
+        """Views of one table: sums (slots, half-lives), last and first moment (slots,)."""
+        place = self._place[table]
+        begin, end = self.begin[place], self.begin[place + 1]
+        return self.cells[:, begin : end - 2], self.cells[:, end - 2], self.cells[:, end - 1]
+
+    def reserve(self, size: int) -> None:
+        """Make room for `size` slots, untouched ones behind the others; views from before are stale then."""
+        missing = size - len(self.cells)
+        if missing > 0:
+            fresh = np.zeros((max(missing, len(self.cells) // 2), self.cells.shape[1]))
+            for end in self.begin[1:]:
+                fresh[:, end - 2 : end] = np.nan
+            self.cells = np.concatenate([self.cells, fresh])
+
+    def fill(self, table: Table, log: TableLog, limit: int) -> None:
+        """Write a table's states after the rows of its log with sequence < `limit`."""
         size = len(log.offsets) - 1
         slots = np.arange(size, dtype=np.int64)
         everything = np.array([0, size], np.int64)
-        last, first = last_known(log.offsets, log.sequence, slots, everything, np.array([limit], np.int64))
-        table = cls.empty(log.state.shape[1])
-        table.reserve(size)
-        touched = last >= 0
-        table.state[touched] = log.state[last[touched]]
-        table.last[touched] = log.timestamp[last[touched]]
-        table.first[touched] = log.timestamp[first[touched]]
-        return table
-
-    def reserve(self, size: int) -> None:
-        """Make room for `size` slots, untouched ones behind the others."""
-        missing = size - len(self.last)
-        if missing > 0:
-            missing = max(missing, len(self.last) // 2)
-            self.state = np.concatenate([self.state, np.zeros((missing, self.state.shape[1]))])
-            self.last = np.concatenate([self.last, np.full(missing, np.nan)])
-            self.first = np.concatenate([self.first, np.full(missing, np.nan)])
+        known, oldest = last_known(log.offsets, log.sequence, slots, everything, np.array([limit], np.int64))
+        self.reserve(size)
+        state, last, first = self.part(table)
+        touched = np.flatnonzero(known >= 0)
+        state[touched] = log.state[known[touched]]
+        last[touched] = log.timestamp[known[touched]]
+        first[touched] = log.timestamp[oldest[touched]]
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,14 @@ class StatePlan:
     def __len__(self) -> int:
         return len(self.states)
 
+    @cached_property
+    def by_key(self) -> dict[Key, list[Table]]:
+        """The tables of each key, in order."""
+        found: dict[Key, list[Table]] = {}
+        for table in self.tables:
+            found.setdefault(table.key, []).append(table)
+        return found
+
     def _table(self, group: list[State]) -> Table:
         counts = [state for state in group if state.mark == "count"]
         marks = {state.mark: self.column[state] for state in group if state.mark != "count"}
