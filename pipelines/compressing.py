@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.budget import Budget, Stopped, stopping_on_signals
-from pipelines.compression_answer import answer, confirmation, marked
+from pipelines.compression_answer import Settled, answer, confirmation, marked, settle
 from pipelines.compression_engine import Engine, engine_of
 from pipelines.compression_search import Search, spread
 from pipelines.config import Config
@@ -102,14 +102,14 @@ def compress(job: Job) -> tuple[dict[str, Any], dict[str, Any] | None]:
         rungs, stopped = _measure(job, bench)
         if not any(rung["kind"] == "encoder" for rung in rungs):
             raise _interrupted("before a variant was measured")
-        choice = answer(rungs, settings)
-        chosen = next((rung for rung in rungs if rung["name"] == choice["chosen"]), None)
-        consequences: dict[str, Any] = {"confirmation": None, "bundle": None}
+        settled, bundle = Settled(answer(rungs, settings), None, None, []), None
         try:
-            if chosen is not None and stopped != "signal":
-                _follow(job, bench, engine, chosen, outer, consequences)
+            if stopped != "signal":
+                settled = _settle(job, bench, engine, outer, rungs)
+                bundle = _follow(job, bench, settled)
         except Stopped:
             stopped = "signal"
+    choice = settled.choice
     document = {
         "data": data.name,
         "protocol": protocol,
@@ -122,11 +122,13 @@ def compress(job: Job) -> tuple[dict[str, Any], dict[str, Any] | None]:
         "limits": settings.limits,
         "prices": asdict(settings.prices),
         "choice": choice,
-        **consequences,
+        "confirmation": settled.confirmation,
+        "refuted": settled.refuted,
+        "bundle": bundle,
         "root": engine.report,
         "study": study,
     }
-    return plain(document), _anatomy(bench, chosen)
+    return plain(document), _anatomy(bench, choice["chosen"])
 
 
 def _bench(job: Job, engine: Engine, window: Split, folder: Path) -> Workbench:
@@ -208,30 +210,37 @@ def _attempt(bench: Workbench, recipe: str, terminal: Terminal) -> None:
     terminal.note(f"{recipe}: quality x{quality or 0:.4f}, {speed:.1f} times as fast, {size:.1f} MB")
 
 
-def _follow(
-    job: Job,
-    bench: Workbench,
-    engine: Engine,
-    chosen: Mapping[str, Any],
-    unseen: Split,
-    consequences: dict[str, Any],
-) -> None:
-    """Point `chosen` to the variant, confirm it on the test window, and train a version with it.
+def _settle(
+    job: Job, bench: Workbench, engine: Engine, unseen: Split, rungs: list[dict[str, Any]]
+) -> Settled:
+    """The choice, each candidate for it judged on the test window as it comes back from the registry."""
+    windows: list[Downstream] = []
 
-    What is done is put into `consequences` at once, so that a signal leaves what came before it.
-    """
-    uri = f"models:/{bench.name}/{chosen['version']}"
-    job.registry.set_alias(bench.name, CHOSEN, chosen["version"])
-    window = _window(job, engine, unseen)
-    text = registered_text(job.registry, uri, job.data, job.config, job.terminal.step)
-    seen = bench.judged_on([window], text.embeddings.matrix)
-    found = confirmation(chosen, seen, len(window.window.requests), job.config.compression)
-    consequences["confirmation"] = found
-    if not (job.bundle and found["confirmed"]):
-        return
-    settings = replace(job.config, text=replace(job.config.text, encoder=uri))
-    trained = train(job.data, settings, job.home, job.registry, job.terminal, name=job.name)
-    consequences["bundle"] = {
+    def confirm(chosen: Mapping[str, Any]) -> dict[str, Any]:
+        if not windows:
+            windows.append(_window(job, engine, unseen))
+        uri = f"models:/{bench.name}/{chosen['version']}"
+        text = registered_text(job.registry, uri, job.data, job.config, job.terminal.step)
+        seen = bench.judged_on(windows, text.embeddings.matrix)
+        found = confirmation(chosen, seen, len(windows[0].window.requests), job.config.compression)
+        if not found["confirmed"]:
+            job.terminal.note(f"{chosen['name']}: not confirmed, misses {', '.join(found['missed'])}")
+        return found
+
+    return settle(rungs, job.config.compression, confirm)
+
+
+def _follow(job: Job, bench: Workbench, settled: Settled) -> dict[str, Any] | None:
+    """Point `chosen` to the confirmed variant, and train a version with it."""
+    if settled.chosen is None or not (settled.confirmation or {}).get("confirmed"):
+        return None
+    job.registry.set_alias(bench.name, CHOSEN, settled.chosen["version"])
+    if not job.bundle:
+        return None
+    uri = f"models:/{bench.name}/{settled.chosen['version']}"
+    config = replace(job.config, text=replace(job.config.text, encoder=uri))
+    trained = train(job.data, config, job.home, job.registry, job.terminal, name=job.name)
+    return {
         "model": trained.version.uri,
         "bytes": trained.bundle_bytes,
         "encoder": uri,
@@ -239,10 +248,10 @@ def _follow(
     }
 
 
-def _anatomy(bench: Workbench, chosen: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _anatomy(bench: Workbench, chosen: str | None) -> dict[str, Any] | None:
     if chosen is None:
         return None
-    recipe, source = parse_recipe(chosen["name"]), bench.source
+    recipe, source = parse_recipe(chosen), bench.source
     compressed = None if recipe.runtime == STATIC else prepared(recipe, source, lambda done, total: None)
     with bench.step("anatomy"):
         importance = measure_importance(source.root, evenly(source.texts, JUDGING_TEXTS))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.downstream import Verdict
@@ -14,8 +14,49 @@ from recsys.compression.settings import CompressionConfig
 
 Rung = Mapping[str, Any]
 
+LOOKS = 3
+"""Variants that are shown the unseen window at most: with each look its bounds promise a little less."""
+
 UNSEEN_LIMITS = ("quality_min_ratio", "explanation_fidelity_min", "fairness_gap_max")
 """What another window can tell anew; speeds are those of the machine, whatever is asked."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What came of the choice on the unseen window.
+
+    Attributes:
+        choice: among what was not refuted.
+        chosen: its rung, None where no variant is feasible.
+        confirmation: of that rung; None where it was not asked for.
+        refuted: name and confirmation of the cheaper ones that the unseen window spoke against.
+    """
+
+    choice: dict[str, Any]
+    chosen: Rung | None
+    confirmation: dict[str, Any] | None
+    refuted: list[dict[str, Any]]
+
+
+def settle(
+    rungs: Sequence[Rung], config: CompressionConfig, confirm: Callable[[Rung], dict[str, Any]]
+) -> Settled:
+    """Choose, confirm, and choose again without what was refuted, up to three times.
+
+    The cheapest of those that meet the limits is the one most often by luck, so that it can fail on
+    another window: then the next one answers.
+    """
+    refuted: list[dict[str, Any]] = []
+    while True:
+        names = {each["name"] for each in refuted}
+        left = [rung for rung in rungs if rung["name"] not in names]
+        choice = answer(left, config)
+        chosen = next((rung for rung in left if rung["name"] == choice["chosen"]), None)
+        found = confirm(chosen) if chosen is not None else None
+        others = sum(rung["kind"] == "encoder" for rung in left) > 1
+        if chosen is None or found is None or found["confirmed"] or not others or len(refuted) + 1 == LOOKS:
+            return Settled(choice, chosen, found, refuted)
+        refuted.append({"name": chosen["name"], **found})
 
 
 def answer(rungs: Sequence[Rung], config: CompressionConfig) -> dict[str, Any]:

@@ -171,6 +171,20 @@ def confirmation(document: Mapping[str, Any]) -> str:
     )
 
 
+def refuted(document: Mapping[str, Any]) -> list[str]:
+    """The cheaper variants that met every limit in the search, but not on the unseen window."""
+    said = []
+    for each in document.get("refuted", []):
+        missed = " and ".join(_word(name) for name in each["missed"])
+        said.append(
+            f"Passed over: {each['name']}, cheaper, but on the unseen window it misses {missed}: "
+            f"quality ratio {spoken(each['quality_ratio'])}, "
+            f"explanation fidelity {spoken(each['explanation_fidelity'])}, "
+            f"fairness gap {spoken(each['fairness_gap'])}."
+        )
+    return said
+
+
 def written(document: Mapping[str, Any]) -> str:
     """Where the chosen bundle is; nothing where none was written."""
     bundle = document["bundle"]
@@ -215,7 +229,8 @@ def print_compression(document: Mapping[str, Any], out: Console) -> None:
     if rows := [[row["name"], row["value"], row["cost"]] for row in limit_rows(document)]:
         _print_whole(table("limits", ["limit", "value", "costs a month"], rows), out)
     page = f"Page: {document['page']}" if "page" in document else ""
-    for sentence in (*answer(document), confirmation(document), written(document), page):
+    said = (*answer(document), *refuted(document), confirmation(document), written(document), page)
+    for sentence in said:
         if sentence:
             out.print(sentence, markup=False)
 

@@ -551,6 +551,13 @@ def test_terminal_shows_the_table_and_the_answer(document):
     assert lines[-2:] == ["Written: models:/shop/7, 35.4 MB.", "Page: /a/page.html"]
 
 
+def test_terminal_and_page_tell_what_was_passed_over(document):
+    refuted = {**document["confirmation"], "name": "vocabulary=2,static", "missed": ["quality_min_ratio"]}
+    document["refuted"] = [refuted]
+    text = printed(document)
+    assert "Passed over: vocabulary=2,static, cheaper, but on the unseen window it misses quality" in text
+
+
 def test_terminal_says_when_the_unseen_window_disagrees(document):
     document["confirmation"]["confirmed"] = False
     document["bundle"] = None
