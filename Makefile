@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 VENV := .venv
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test soak lint format clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -15,6 +15,9 @@ demo: $(VENV)/.installed-run  ## install, then simulate, train, register and sco
 
 test: $(VENV)/.installed-dev  ## install, then run every test (ARGS="-k metrics" for some)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+soak: $(VENV)/.installed-dev  ## run the tests that take minutes of load
+	$(VENV)/bin/python -m pytest -m soak
 
 lint: $(VENV)/.installed-dev  ## check format, style, types and the direction of imports
 	$(VENV)/bin/ruff format --check .

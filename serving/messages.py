@@ -135,6 +135,8 @@ class Ranking(Answer, frozen=True, kw_only=True):
         rung: on what evidence it rests: personal, folded_in, content, category or popular.
         degraded: whether it was made with less than the whole model, or for want of knowledge.
         degraded_reason: which; null where not degraded.
+        request_id: becomes the `event_id` of the impression, where this list is shown.
+        arm: of a running experiment: goes into the impression as it is; null outside of one.
     """
 
     items: list[RankedItem]
@@ -143,6 +145,7 @@ class Ranking(Answer, frozen=True, kw_only=True):
     degraded: bool = False
     degraded_reason: str | None = None
     request_id: str = ""
+    arm: str | None = None
 
 
 class Similar(Answer, frozen=True, kw_only=True):
@@ -180,7 +183,7 @@ class ImpressionEvent(Message, frozen=True, kw_only=True):
     Attributes:
         shown: items from the first place on.
         propensity: probability of each being there, as `recommend` gave it.
-        arm: of an experiment, as the answer named it.
+        arm: of an experiment, as the answer named it (`experiment.Label`).
     """
 
     event_id: Name

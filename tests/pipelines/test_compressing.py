@@ -179,9 +179,9 @@ def test_limits_are_chosen_anew_without_measuring_again(ladder, job):
     assert [v.get("version") for v in document["variants"]] == [v.get("version") for v in ladder["variants"]]
 
 
-def test_a_search_proposes_combinations_while_time_is_left_and_goes_on_later(ladder, job):
+def test_a_search_proposes_combinations_while_time_is_left_and_goes_on_later(ladder, job, tmp_path):
     words = ["compress", job.data, *job.settings, *SETTINGS[:4], *EASY, "--no-bundle", "--resume"]
-    words += ["--set=compression.ladder=['int8']", "--minutes=0.4"]
+    words += ["--set=compression.ladder=['int8']", "--minutes=0.4", f"--out={tmp_path}/page.html"]
     first = job.json(*words)
     found = [variant["name"] for variant in first["variants"] if variant["kind"] == "encoder"]
     assert found[:2] == ["fp32", "int8"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,3 +187,47 @@ def _golden(scorer: Any) -> Any:
 def served_world() -> Any:
     """The dataset that both versions learned from."""
     return _dataset()
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of a home without versions; making its tables takes seconds, copying them does not."""
+    from recsys.tracking import Registry
+
+    home = tmp_path_factory.mktemp("registry")
+    Registry(home).check()
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def registry(tmp_path: Path, empty_registry: Path) -> Any:
+    """A registry of its own for one test."""
+    from recsys.tracking import Registry
+
+    (tmp_path / "registry").mkdir()
+    shutil.copy(empty_registry, tmp_path / "registry" / "mlflow.db")
+    return Registry(tmp_path / "registry")
+
+
+@pytest.fixture
+def two_versions(registry: Any, bundle_folder: Path, second_folder: Path) -> Any:
+    """A registry of its own with both bundles, and their versions; the first is the champion."""
+    return _with_versions(registry, bundle_folder, second_folder)
+
+
+@pytest.fixture(scope="session")
+def shared_versions(
+    empty_registry: Path, bundle_folder: Path, second_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """The same for all tests, which may add versions and move no alias."""
+    from recsys.tracking import Registry
+
+    home = tmp_path_factory.mktemp("shared")
+    shutil.copy(empty_registry, home / "mlflow.db")
+    return _with_versions(Registry(home), bundle_folder, second_folder)
+
+
+def _with_versions(registry: Any, *folders: Path) -> Any:
+    versions = [registry.log_training("recsys", folder, {}, {}) for folder in folders]
+    registry.set_alias("recsys", "champion", 1)
+    return registry, *versions
