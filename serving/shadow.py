@@ -139,9 +139,9 @@ class Shadow:
         model = self._slot.current
         if model is None:
             return
-        if model.digest != self._digest:
+        if self._digest not in ("", model.digest):
             self._forget()
-            self._digest = model.digest
+        self._digest = model.digest
         try:
             other = rank(model, replace(asked.request, k=None, explain=False), asked.now)
         except Exception:  # counted: whatever it is, no client has to do with it

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from recsys.errors import RecsysError
 from serving.compare_command import compare as compare_command
 from serving.compare_command import compared
-from serving.comparison import compare
+from serving.comparison import LEAST_USERS, compare
 from serving.event_intake import check_events
 from serving.event_log import Record
 from serving.experiment import Arm, Experiment, Label
@@ -239,16 +239,17 @@ def drafts(seed, users, attraction, orders):
 def test_a_better_list_wins_its_draft_and_an_equal_one_does_not() -> None:
     attraction = np.linspace(0.3, 0.02, 24)
     best, worse = list(range(24)), list(range(23, -1, -1))
-    flat = np.full(24, 0.1)
+    flat = np.full(24, 0.25)
     other = np.random.default_rng(5).permutation(24).tolist()
 
     ahead = [compare(drafts(seed, 100, attraction, (worse, best))).winner for seed in range(10)]
     behind = [compare(drafts(seed, 100, attraction, (best, worse))).winner for seed in range(10)]
-    alike = [compare(drafts(seed, 60, flat, (best, other))) for seed in range(60)]
+    alike = [compare(drafts(seed, 80, flat, (best, other))) for seed in range(60)]
 
     assert ahead.count(T) >= 9
     assert behind.count(C) >= 9
     # 5 % of 60 are 3; a binomial count is above 8 once in 350 times
+    assert min(sum(each.figures.users_for.values()) for each in alike) >= 2 * LEAST_USERS
     assert sum(each.winner is not None for each in alike) <= 8
     assert sum(each.figures.sign_p < 0.05 for each in alike) <= 8
 

@@ -15,7 +15,8 @@ from serving.shadow import Shadow, ShadowFigures, ShadowSettings, rank_correlati
 
 AS_OF = 30 * 86_400.0
 NAME = ModelName(name="recsys", version=2, alias="challenger")
-ALL = ShadowSettings(share=1.0)
+ALL = ShadowSettings(share=1.0, longest_s=600.0)
+"""The machine that runs the tests may be busy."""
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +36,14 @@ def ask(number: int, k: int | None = None) -> RankRequest:
     return RankRequest(user_id=f"u{number % 20:02d}", candidates=candidates, k=k)
 
 
-def run_until(shadow: Shadow, done) -> None:
+def run_until(shadow: Shadow, *steps) -> None:
+    """Let it work until each condition holds, one after another; a step that is no condition gives None."""
+
     async def turn() -> None:
         running = asyncio.create_task(shadow.run())
-        while not done():
-            await asyncio.sleep(0.005)
+        for step in steps:
+            while step() is False:
+                await asyncio.sleep(0.005)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
@@ -99,19 +103,21 @@ def test_a_share_of_the_requests_is_tried(models):
 
 
 def test_a_busy_loop_is_left_alone_and_the_rest_dropped(models):
-    busy = True
+    busy = [True]
     shadow = Shadow(
-        slot_with(models[0]), lambda: busy, ShadowSettings(share=1.0, most_waiting=5, longest_s=0.05)
+        slot_with(models[0]), lambda: bool(busy), ShadowSettings(share=1.0, most_waiting=5, longest_s=0.05)
     )
     answer = rank(models[0], ask(1), AS_OF)
     for _ in range(7):
         shadow.offer(ask(1), answer, AS_OF)
     assert shadow.figures().dropped == 2
-    run_until(shadow, lambda: shadow.figures().dropped == 7)
-    assert shadow.figures().requests == 0
-    busy = False
-    shadow.offer(ask(1), answer, AS_OF)
-    run_until(shadow, lambda: shadow.figures().requests + shadow.figures().dropped == 8)
+    run_until(
+        shadow,
+        lambda: shadow.figures().dropped == 7,
+        lambda: busy.clear(),
+        lambda: shadow.offer(ask(1), answer, AS_OF),
+        lambda: shadow.figures().requests + shadow.figures().dropped == 8,
+    )
 
 
 def test_an_offer_takes_no_time(models):
@@ -155,10 +161,13 @@ def test_figures_begin_anew_with_another_version(models):
     slot = slot_with(models[0])
     shadow = Shadow(slot, lambda: False, ALL)
     shadow.offer(ask(1), rank(models[0], ask(1), AS_OF), AS_OF)
-    run_until(shadow, lambda: shadow.figures().requests == 1)
-    slot.swap(models[1])
-    shadow.offer(ask(2), rank(models[0], ask(2), AS_OF), AS_OF)
-    run_until(shadow, lambda: (shadow.figures().largest_difference or 0.0) > 0.0)
+    run_until(
+        shadow,
+        lambda: shadow.figures().requests == 1,
+        lambda: slot.swap(models[1]),
+        lambda: shadow.offer(ask(2), rank(models[0], ask(2), AS_OF), AS_OF),
+        lambda: (shadow.figures().largest_difference or 0.0) > 0.0,
+    )
     assert shadow.figures().requests == 1
 
 
