@@ -30,7 +30,7 @@ from recsys.versions import CHOSEN, encoder_name
 
 DEMO_TOKENS = 120_000
 DEMO_STEPS = 20
-DEMO_LADDER = ("int8", "vocabulary=2,static", "layers=2,vocabulary=1,int8")
+DEMO_LADDER = ("int8", "vocabulary=2,static")
 DEMO_RECOVERY_TOKENS = 60_000
 DEMO_MINUTES = 2.0
 SHOWN_USERS = 3
