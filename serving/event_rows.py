@@ -6,7 +6,6 @@ so that a search for the marker finds every whole record of a file whose structu
 
 from __future__ import annotations
 
-import mmap
 import struct
 import zlib
 
@@ -20,10 +19,6 @@ _HEAD = struct.Struct(">6sIQddHHI32s")
 
 HEAD_BYTES = _HEAD.size
 _CHECKED_FROM = len(MARKER) + 4
-_LENGTHS = struct.Struct(">HHI")
-_LENGTHS_AT = HEAD_BYTES - 32 - _LENGTHS.size
-
-Buffer = bytes | mmap.mmap
 
 
 def pack(sequence: int, record: Record) -> bytes:
@@ -51,8 +46,9 @@ def unpack(blob: bytes) -> Stored | None:
     return Stored(sequence, Record(event_id, kind, digest, event_ts, ingest_ts, blob[payload_at:]))
 
 
-def blob_bytes(content: Buffer, start: int) -> int:
-    """Length of the blob whose marker is at `start`, by its own words; 0 where there is no room for one."""
-    if len(content) - start < HEAD_BYTES:
+def blob_bytes(start: bytes) -> int:
+    """Length of the blob that starts with these bytes, by its own words; 0 where it does not start here."""
+    if len(start) < HEAD_BYTES or start[: len(MARKER)] != MARKER:
         return 0
-    return HEAD_BYTES + sum(_LENGTHS.unpack_from(content, start + _LENGTHS_AT))
+    *_, kind_bytes, id_bytes, payload_bytes, _ = _HEAD.unpack_from(start)
+    return HEAD_BYTES + kind_bytes + id_bytes + payload_bytes

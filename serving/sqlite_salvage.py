@@ -18,7 +18,7 @@ from pathlib import Path
 
 from recsys.storage import sync_file, sync_folder
 from serving.event_log import Damage, Stored
-from serving.event_rows import MARKER, Buffer, blob_bytes, unpack
+from serving.event_rows import HEAD_BYTES, MARKER, blob_bytes, unpack
 from serving.sqlite_schema import INDEX, INSERT, PAGE_BYTES, SCHEMA, beside, id_hash
 
 UNSURE_GAP = 1_000_000
@@ -30,7 +30,6 @@ FRAME_BYTES = FRAME_HEAD_BYTES + PAGE_BYTES
 
 _MARKERS = re.compile(re.escape(MARKER))
 _MOST_LOCAL = PAGE_BYTES - 35
-_SURELY_LOCAL = _MOST_LOCAL - 16
 _LEAST_LOCAL = (PAGE_BYTES - 12) * 32 // 255 - 23
 _INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 """By SQLite's serial type; 0 for the others, which stand for a value themselves."""
@@ -149,7 +148,7 @@ def _fill(connection: sqlite3.Connection, log: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[Buffer]:
+def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
     """The bytes of a file; none where it is empty or not there."""
     if not path.exists() or not path.stat().st_size:
         yield b""
@@ -158,18 +157,16 @@ def _mapped(path: Path) -> Iterator[Buffer]:
         yield content
 
 
-def _frames(wal: Buffer) -> dict[int, int]:
+def _frames(wal: mmap.mmap | bytes) -> dict[int, int]:
     """Where the last copy of each page starts in a WAL, by page number."""
     starts = range(WAL_HEAD_BYTES, len(wal) - FRAME_BYTES + 1, FRAME_BYTES)
     return {int.from_bytes(wal[at : at + 4]): at + FRAME_HEAD_BYTES for at in starts}
 
 
-def _blob(content: Buffer, start: int, page: Callable[[int], bytes]) -> bytes:
+def _blob(content: mmap.mmap | bytes, start: int, page: Callable[[int], bytes]) -> bytes:
     """The blob whose marker is at `start`, put together from its cell and the pages that it runs over to."""
-    size = blob_bytes(content, start)
-    if size <= _SURELY_LOCAL:
-        return content[start : start + size]
-    if size > _LONGEST_BLOB or not start:
+    size = blob_bytes(content[start : start + HEAD_BYTES])
+    if not 0 < size <= _LONGEST_BLOB or not start:
         return b""
     local = _local_bytes(size, content[start - 1])
     parts, missing = [content[start : start + local]], size - local

@@ -4,7 +4,7 @@ import time
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.errors import RecsysError
@@ -361,7 +361,6 @@ def test_whatever_comes_each_event_is_taken_or_rejected(events: list[object]):
     msgspec.json.encode(rejected)
 
 
-@settings(deadline=None)
 @given(
     st.builds(
         InteractionEvent,
