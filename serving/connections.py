@@ -157,7 +157,7 @@ class Connection(HttpToolsProtocol):
         self._write_since = (self._write_since or now) if unsent else None
         if _is_over(self._write_since, now, settings.write_s) or _is_over(self._linger_since, now, LINGER_S):
             self.transport.abort()
-        elif self._linger_since is not None:
+        elif self._linger_since is not None or self.transport.is_closing():
             return
         elif _is_over(self._head_since, now, settings.head_s):
             self._too_slow(begun=self._in_message)

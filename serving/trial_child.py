@@ -163,17 +163,19 @@ def _teller() -> Tell:
 def _limit(wall_s: float, memory: int) -> None:
     """Bound what this process can take, also where its parent is gone and nobody waits for it."""
     seconds = math.ceil(wall_s)
-    for kind, most in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, seconds + 1),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, _LARGEST_FILE),
-        (resource.RLIMIT_NOFILE, _MOST_FILES),
-    ):
-        _, hard = resource.getrlimit(kind)
-        bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (bound, bound))
+    _bound(resource.RLIMIT_AS, memory)
+    _bound(resource.RLIMIT_CPU, seconds + 1, grace=1)  # SIGXCPU says why, what follows it does not
+    _bound(resource.RLIMIT_CORE, 0)
+    _bound(resource.RLIMIT_FSIZE, _LARGEST_FILE)
+    _bound(resource.RLIMIT_NOFILE, _MOST_FILES)
     signal.alarm(seconds + 1)
+
+
+def _bound(kind: int, most: int, grace: int = 0) -> None:
+    _, hard = resource.getrlimit(kind)
+    if hard == resource.RLIM_INFINITY:
+        hard = most + grace
+    resource.setrlimit(kind, (min(most, hard), min(most + grace, hard)))
 
 
 def refuse_ways_out(event: str, arguments: tuple[Any, ...]) -> None:

@@ -79,7 +79,7 @@ def test_fine_tuning_lowers_the_held_out_loss_and_leaves_the_student_alone(
         progress=lambda step, of: steps.append((step, of)),
     )
     assert report.improved, report
-    assert report.loss < report.loss_before - 0.01
+    assert report.loss < 0.95 * report.loss_before
     assert report.auc >= report.auc_before
     assert 0 < report.drift < 0.9
     assert 0 < report.parameters < tuned.parameter_count

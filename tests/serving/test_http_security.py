@@ -124,11 +124,11 @@ def test_wrong_keys_end_in_a_429(bundle_folder, tmp_path):
 
 
 def test_clients_that_come_too_often_are_told_when_to_come_again(tmp_path):
-    with running(None, tmp_path, rate=0.5, burst=3.0) as server:
+    with running(None, tmp_path, rate=0.001, burst=3.0) as server:
         got = [server.ask("GET", "/version") for _ in range(5)]
         assert [each.status for each in got] == [200] * 3 + [429] * 2
         got[-1].problem(429, "rate_limited")
-        assert got[-1].headers["retry-after"] in ("1", "2")
+        assert 900 < int(got[-1].headers["retry-after"]) <= 1001
         assert server.ask("GET", "/readyz").status == 503  # not limited, and no model
 
 
