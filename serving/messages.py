@@ -15,6 +15,9 @@ MOST_EVENTS = 1000
 LONGEST_ID = 256
 LONGEST_TEXT = 4096
 LONGEST_HISTORY = 200
+OVERLOADED = "overloaded"
+FAILING = "model_failing"
+"""Reasons why less than the whole model answered: for want of time, or because it errs or dawdles."""
 
 Text = Annotated[str, Meta(max_length=LONGEST_TEXT)]
 Name = Annotated[str, Meta(min_length=1, max_length=LONGEST_ID)]

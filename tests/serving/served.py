@@ -13,19 +13,19 @@ from pathlib import Path
 
 from recsys.bundle import read_bundle
 from recsys.errors import RecsysError
-from serving.event_log import EventLog
-from serving.event_writer import EventWriter
+from serving.engine.live_model import LiveModel
+from serving.events.log import EventLog
+from serving.events.sqlite_log import SqliteLog
+from serving.events.writer import EventWriter
 from serving.health import Swap
-from serving.intake import EventIntake
-from serving.keys import check_bind, read_keys
-from serving.live_model import LiveModel
+from serving.http.intake import EventIntake
+from serving.http.keys import check_bind, read_keys
+from serving.http.server import bind, room_for_connections, run
+from serving.http.settings import ServerSettings
+from serving.http.site import Parts, log_to, make_site
 from serving.logs import LineLog
 from serving.messages import Event, ModelName, RankRequest
 from serving.meters import Meters
-from serving.server import bind, room_for_connections, run
-from serving.settings import ServerSettings
-from serving.site import Parts, log_to, make_site
-from serving.sqlite_log import SqliteLog
 
 
 class OneModel:

@@ -12,7 +12,7 @@ import pytest
 
 from recsys.errors import EXIT_CONFIG, EXIT_UNAVAILABLE, RecsysError
 from recsys.versions import Version
-from serving.cached_bundles import NOTES, CachedBundles, KnownGood, open_registry
+from serving.lifecycle.cached_bundles import NOTES, CachedBundles, KnownGood, open_registry
 
 # MLflow 3.17 on SQLAlchemy 2.1
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -204,7 +204,7 @@ def test_nothing_stays_where_there_is_no_room(cache, shared_versions):
     registry, first, _ = shared_versions
     code = (
         "import resource, sys, pathlib, warnings; warnings.simplefilter('ignore')\n"
-        "from serving.cached_bundles import CachedBundles, open_registry\n"
+        "from serving.lifecycle.cached_bundles import CachedBundles, open_registry\n"
         "registry = open_registry(pathlib.Path(sys.argv[1]))\n"
         "version = registry.resolve(sys.argv[2])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
@@ -219,7 +219,7 @@ def test_nothing_stays_where_there_is_no_room(cache, shared_versions):
 
 def test_serving_a_folder_needs_no_mlflow():
     code = (
-        "import sys, serving.cached_bundles, serving.trial, serving.model_watch, serving.shadow; "
+        "import sys; from serving.lifecycle import cached_bundles, shadow, trial, watch; "
         "sys.exit(str(sorted({'torch', 'transformers', 'mlflow', 'pandas'} & set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -229,7 +229,7 @@ def test_serving_a_folder_needs_no_mlflow():
 def test_a_missing_mlflow_is_named(tmp_path: Path):
     code = (
         "import sys, pathlib; sys.modules['mlflow'] = None\n"
-        "from serving.cached_bundles import open_registry\n"
+        "from serving.lifecycle.cached_bundles import open_registry\n"
         "try: open_registry(pathlib.Path('.'))\n"
         "except Exception as error: print(error.code, error.exit_code)\n"
     )

@@ -20,18 +20,18 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from recsys.errors import RecsysError
-from serving.compare_command import compare as compare_command
-from serving.compare_command import compared
-from serving.comparison import LEAST_USERS, compare
-from serving.event_intake import check_events
-from serving.event_log import Record
-from serving.experiment import Arm, Experiment, Label
-from serving.experiment_figures import ratio_test, sign_test
-from serving.experiment_log import Slate, read_experiments
-from serving.interleaving import Teams, team_draft
-from serving.redis_log import RedisLog
-from serving.sqlite_log import SqliteLog
-from serving.sqlite_reader import SqliteReader
+from serving.commands.compare import compare as compare_command
+from serving.commands.compare import compared
+from serving.events.log import Record
+from serving.events.parsing import check_events
+from serving.events.redis_log import RedisLog
+from serving.events.sqlite_log import SqliteLog
+from serving.events.sqlite_reader import SqliteReader
+from serving.experiments.comparison import LEAST_USERS, compare
+from serving.experiments.experiment import Arm, Experiment, Label
+from serving.experiments.figures import ratio_test, sign_test
+from serving.experiments.interleaving import Teams, team_draft
+from serving.experiments.logged import Slate, read_experiments
 
 C, T = Arm.CONTROL, Arm.TREATMENT
 NOW = 1.7e9
@@ -366,7 +366,7 @@ def test_events_sent_twice_count_once(tmp_path) -> None:
 def test_a_log_longer_than_a_page_is_read_to_its_end(tmp_path, monkeypatch) -> None:
     raw = logged(60)
     whole = read(tmp_path, raw)
-    monkeypatch.setattr("serving.experiment_log._PAGE", 7)
+    monkeypatch.setattr("serving.experiments.logged._PAGE", 7)
 
     assert repr(compared(SqliteReader(tmp_path / "events.db"))) == repr(whole)
 
@@ -459,7 +459,7 @@ def test_a_log_without_experiments_and_no_log_are_refused(tmp_path) -> None:
 
 def test_the_command_loads_nothing_heavy_before_it_runs() -> None:
     code = (
-        "import sys, serving.compare_command; print({'numpy', 'msgspec', 'redis', 'scipy'} & {*sys.modules})"
+        "import sys, serving.commands.compare; print({'numpy', 'msgspec', 'redis', 'scipy'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.decoding import (
+from serving.http.decoding import (
     JSON_LINES_TYPES,
     JSON_TYPES,
     LARGE_BODY,

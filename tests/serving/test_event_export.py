@@ -24,13 +24,14 @@ from typer.main import get_command
 
 from recsys.dataset_folder import load
 from recsys.errors import EXIT_NO_INPUT, EXIT_TEMPORARY, EXIT_USAGE, RecsysError
-from serving.event_export import DAY_S, GRACE_S, export, last_finished_day
-from serving.event_intake import check_events, raw_events, record_of
-from serving.event_log import Record
-from serving.events_command import LOG_NAME, events
+from serving.commands.events import events
+from serving.commands.opening import LOG_NAME
+from serving.events.export import DAY_S, GRACE_S, export, last_finished_day
+from serving.events.log import Record
+from serving.events.parsing import check_events, raw_events, record_of
+from serving.events.sealed_folder import MANIFEST, seal, verify_sealed
+from serving.events.sqlite_log import SqliteLog
 from serving.messages import ImpressionEvent, InteractionEvent, ItemEvent
-from serving.sealed_folder import MANIFEST, seal, verify_sealed
-from serving.sqlite_log import SqliteLog
 
 ROOT = Path(__file__).parents[2]
 DAY = date(2026, 3, 10)
@@ -397,7 +398,7 @@ def test_file_system_without_exchange_gets_the_export_too(tmp_path: Path, monkey
     out = tmp_path / "out"
     log = stored(tmp_path, item("a"))
     export(log, out, now=NEXT_DAY)
-    monkeypatch.setattr("serving.sealed_folder.ctypes.CDLL", lambda *_, **__: Library())
+    monkeypatch.setattr("serving.events.sealed_folder.ctypes.CDLL", lambda *_, **__: Library())
     log.append([record_of(item("b", moment=NEXT_DAY), NEXT_DAY)])
 
     assert exported(log, out, now=NEXT_DAY + DAY_S)["items"] == 2
@@ -416,8 +417,8 @@ def test_second_export_to_the_same_folder_waits_its_turn(tmp_path: Path):
 KILLED = """
 import sys
 from pathlib import Path
-from serving.event_export import export
-from serving.sqlite_reader import SqliteReader
+from serving.events.export import export
+from serving.events.sqlite_reader import SqliteReader
 reader = SqliteReader(Path(sys.argv[1]))
 print("ready", flush=True)
 for n in range(1000):

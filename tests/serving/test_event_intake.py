@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.errors import RecsysError
-from serving.event_intake import LONGEST_DETAIL, Window, check_events, event_of, raw_events, record_of
+from serving.events.parsing import LONGEST_DETAIL, Window, check_events, event_of, raw_events, record_of
 from serving.messages import KINDS, MOST_EVENTS, ImpressionEvent, InteractionEvent, ItemEvent
 
 NOW = 1_760_000_000.0

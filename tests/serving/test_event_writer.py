@@ -20,11 +20,11 @@ import polars as pl
 import pytest
 
 from recsys.errors import EXIT_TEMPORARY, RecsysError
-from serving.event_export import export
-from serving.event_log import Outcome, Record
-from serving.event_writer import EventWriter
-from serving.sqlite_log import SqliteLog
-from serving.sqlite_reader import SqliteReader
+from serving.events.export import export
+from serving.events.log import Outcome, Record
+from serving.events.sqlite_log import SqliteLog
+from serving.events.sqlite_reader import SqliteReader
+from serving.events.writer import EventWriter
 
 ROOT = Path(__file__).parents[2]
 
@@ -267,10 +267,10 @@ CLIENTS = """
 import hashlib, os, sys, threading, time
 from pathlib import Path
 import msgspec
-from serving.event_log import Record
-from serving.event_writer import EventWriter
+from serving.events.log import Record
+from serving.events.writer import EventWriter
 from serving.messages import InteractionEvent
-from serving.sqlite_log import SqliteLog
+from serving.events.sqlite_log import SqliteLog
 
 started = time.perf_counter()
 writer = EventWriter(SqliteLog(Path(sys.argv[1])))

@@ -12,12 +12,12 @@ from scipy.special import chdtrc
 
 from recsys.bundle import read_bundle
 from recsys.errors import RecsysError
-from serving.answering import rank, recommend
-from serving.event_intake import check_events, event_of
-from serving.experiment import Arm, Experiment, Label, load_experiment, place_of
-from serving.experiment_answer import answer_in
-from serving.interleaving import MOST_PLACES, Teams
-from serving.live_model import LiveModel
+from serving.engine.answering import rank, recommend
+from serving.engine.live_model import LiveModel
+from serving.events.parsing import check_events, event_of
+from serving.experiments.answer import answer_in
+from serving.experiments.experiment import Arm, Experiment, Label, load_experiment, place_of
+from serving.experiments.interleaving import MOST_PLACES, Teams
 from serving.messages import LONGEST_ID, ModelName, RankRequest, RecommendRequest
 from serving.problems import Refusal
 

@@ -17,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from recsys.errors import RecsysError
-from serving.ladder import FAILING, MOST_FAILURES, OVERLOADED, Ladder
-from serving.live_model import Level
-from serving.messages import ModelName, Ranking
+from serving.engine.live_model import Level
+from serving.events.sqlite_log import SqliteLog
+from serving.http.ladder import MOST_FAILURES, Ladder
+from serving.http.turns import HUGE_BODY, Turns
+from serving.messages import FAILING, OVERLOADED, ModelName, Ranking
 from serving.problems import Refusal
-from serving.sqlite_log import SqliteLog
-from serving.turns import HUGE_BODY, Turns
 from tests.serving.running import JSON, answers, exchange, read_all, running
 
 ITEMS = [f"i{number:02d}" for number in range(40)]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from recsys.errors import EXIT_CONFIG
-from serving.door import ANY, OPEN
-from serving.keys import SCOPES
-from serving.routes import ADMIN, PUBLIC, Route
+from serving.http.door import ANY, OPEN
+from serving.http.keys import SCOPES
+from serving.http.routes import ADMIN, PUBLIC, Route
 from tests.serving.running import JSON, running, start
 
 HERE = {scope: f"the-key-for-{scope}-{'x' * 16}" for scope in SCOPES}

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.draws import Draws
-from serving.experiment import Arm
-from serving.interleaving import MOST_PLACES, Teams, team_draft
+from serving.experiments.experiment import Arm
+from serving.experiments.interleaving import MOST_PLACES, Teams, team_draft
 
 C, T = Arm.CONTROL, Arm.TREATMENT
 

@@ -8,10 +8,10 @@ import pickle
 import pytest
 
 from recsys.errors import EXIT_CONFIG, RecsysError
-from serving.door import ANY, OPEN, Door
-from serving.keys import Keys, check_bind, is_loopback, read_keys
+from serving.http.door import ANY, OPEN, Door
+from serving.http.keys import Keys, check_bind, is_loopback, read_keys
+from serving.http.settings import ServerSettings
 from serving.problems import Refusal
-from serving.settings import ServerSettings
 
 KEY, OTHER = "a-key-of-enough-length", "another-key-as-long-as-that"
 NOW = 1_800_000_000.0

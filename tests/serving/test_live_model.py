@@ -18,8 +18,8 @@ from recsys.popularity import PopularityConfig, fit_popularity
 from recsys.requests import Requests, source_mask
 from recsys.text.item_text import catalogue_texts
 from recsys.text.loading import load_encoder
-from serving.answering import rank, recommend, similar
-from serving.live_model import Level, LiveModel
+from serving.engine.answering import rank, recommend, similar
+from serving.engine.live_model import Level, LiveModel
 from serving.messages import (
     Candidate,
     ImpressionEvent,
@@ -270,7 +270,7 @@ def test_a_new_item_is_found_by_its_words(live):
 
 
 def test_more_new_items_than_there_is_room_for(bundle, monkeypatch):
-    monkeypatch.setattr("serving.live_model.ROOM", 2)
+    monkeypatch.setattr("serving.engine.live_model.ROOM", 2)
     live = LiveModel.load(bundle, NAME)
     for number in range(12):
         live.apply(

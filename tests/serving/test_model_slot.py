@@ -12,16 +12,16 @@ import pytest
 
 from recsys.bundle import read_bundle
 from recsys.errors import RecsysError
-from serving.catching_up import catch_up
-from serving.event_intake import record_of
-from serving.following import Follower
-from serving.health_budget import HealthBudget, HealthCheck, Latencies
-from serving.live_model import LiveModel
+from serving.engine.live_model import LiveModel
+from serving.events.parsing import record_of
+from serving.events.sqlite_log import SqliteLog
+from serving.lifecycle.catching_up import catch_up
+from serving.lifecycle.following import Follower
+from serving.lifecycle.health_budget import HealthBudget, HealthCheck, Latencies
+from serving.lifecycle.slot import ModelSlot
+from serving.lifecycle.warm_up import RecentRequests, golden_requests, warm_up
+from serving.lifecycle.worker import Worker
 from serving.messages import ImpressionEvent, InteractionEvent, ItemEvent, ModelName, RankRequest
-from serving.model_slot import ModelSlot
-from serving.sqlite_log import SqliteLog
-from serving.warm_up import RecentRequests, golden_requests, warm_up
-from serving.worker import Worker
 
 AS_OF = 30 * 86_400.0
 NAME = ModelName(name="recsys", version=1, alias="champion")
@@ -251,7 +251,7 @@ def test_a_stored_event_counts_within_a_second(bundle, log):
 
 
 def test_a_log_that_cannot_be_read_is_told_and_followed_again(bundle, log):
-    from serving.sqlite_reader import SqliteReader
+    from serving.events.sqlite_reader import SqliteReader
 
     slot, told = ModelSlot(), []
     slot.swap(LiveModel.load(bundle, NAME))
@@ -305,9 +305,9 @@ def test_catching_up_has_an_end_where_the_log_is_slow(bundle, log):
 
 
 def test_a_first_model_does_not_wait_for_all_events_and_gets_the_rest_later(bundle, log, monkeypatch):
-    import serving.catching_up
+    import serving.lifecycle.catching_up
 
-    monkeypatch.setattr(serving.catching_up, "FIRST_S", 0.0)
+    monkeypatch.setattr(serving.lifecycle.catching_up, "FIRST_S", 0.0)
     events, slot = events_of(600), ModelSlot()
     store(log, events)
 

@@ -21,22 +21,22 @@ from recsys.bundle import read_bundle
 from recsys.errors import RecsysError
 from recsys.signing import key_id, sign_bundle
 from recsys.storage import json_bytes
-from serving.answering import rank
-from serving.cached_bundles import CachedBundles, KnownGood, open_registry
-from serving.event_intake import record_of
-from serving.health_budget import HealthBudget
-from serving.live_model import LiveModel
+from serving.engine.answering import rank
+from serving.engine.live_model import LiveModel
+from serving.events.parsing import record_of
+from serving.events.sqlite_log import SqliteLog
+from serving.lifecycle.cached_bundles import CachedBundles, KnownGood, open_registry
+from serving.lifecycle.changes import ChangeLimits, ModelChanges
+from serving.lifecycle.health_budget import HealthBudget
+from serving.lifecycle.report import ModelReport
+from serving.lifecycle.slot import ModelSlot
+from serving.lifecycle.source import FolderSource, RegistrySource
+from serving.lifecycle.supply import ModelSupply
+from serving.lifecycle.trial import TrialLimits
+from serving.lifecycle.watch import ModelWatch, WatchSettings
 from serving.logs import LineLog
 from serving.messages import InteractionEvent, ModelName, RankRequest
 from serving.meters import Meters
-from serving.model_changes import ChangeLimits, ModelChanges
-from serving.model_report import ModelReport
-from serving.model_slot import ModelSlot
-from serving.model_source import FolderSource, RegistrySource
-from serving.model_supply import ModelSupply
-from serving.model_watch import ModelWatch, WatchSettings
-from serving.sqlite_log import SqliteLog
-from serving.trial import TrialLimits
 
 # MLflow 3.17 on SQLAlchemy 2.1
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.errors import EXIT_CONFIG, RecsysError
-from serving.rates import Buckets
-from serving.settings import ServerSettings
+from serving.http.rates import Buckets
+from serving.http.settings import ServerSettings
 
 
 def test_a_burst_and_then_the_rate():

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from recsys.errors import EXIT_CONFIG, EXIT_USAGE, RecsysError
-from serving.event_log import EventLog, EventReader, Outcome, Record
-from serving.sqlite_log import SqliteLog
+from serving.events.log import EventLog, EventReader, Outcome, Record
+from serving.events.sqlite_log import SqliteLog
 
 ROOT = Path(__file__).parents[2]
 ACCEPTED, DUPLICATE, CONFLICT = Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.CONFLICT
@@ -106,7 +106,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
     """Opens the same log again and again; each is closed at the end."""
     if request.param == "redis":
         running: RedisServer = request.getfixturevalue("server")
-        from serving.redis_log import RedisLog
+        from serving.events.redis_log import RedisLog
 
     with ExitStack() as stack:
 
@@ -236,7 +236,7 @@ class TestEveryEventLog:
 
 
 def redis_log(server: RedisServer, **options):
-    from serving.redis_log import RedisLog
+    from serving.events.redis_log import RedisLog
 
     return closing(RedisLog(server.url, **options))
 
@@ -254,8 +254,8 @@ def test_two_servers_share_one_log(server: RedisServer):
 def test_many_processes_write_one_log_without_gaps_or_copies(server: RedisServer):
     code = """
 import hashlib, sys
-from serving.event_log import Record
-from serving.redis_log import RedisLog
+from serving.events.log import Record
+from serving.events.redis_log import RedisLog
 log = RedisLog(sys.argv[1])
 def record(name):
     payload = b'{"id":"%s"}' % name.encode()
@@ -367,7 +367,7 @@ def test_server_that_does_not_sync_or_does_not_tell_is_not_called_durable(
 
 def test_server_that_may_drop_keys_is_refused(folder: Path):
     pytest.importorskip("redis")
-    from serving.redis_log import RedisLog
+    from serving.events.redis_log import RedisLog
 
     server = RedisServer(folder, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     try:
@@ -426,7 +426,7 @@ def test_damaged_entry_is_left_out_and_counted(server: RedisServer):
 
 def test_errors_hold_no_password(folder: Path):
     pytest.importorskip("redis")
-    from serving.redis_log import RedisLog
+    from serving.events.redis_log import RedisLog
 
     for url in (f"unix://user:secret@{folder}/none", "redis://user:secret@127.0.0.1:1/0"):
         error = refusal(RedisLog, url)

@@ -19,15 +19,15 @@ import pytest
 from recsys.bundle import read_bundle
 from recsys.errors import RecsysError
 from recsys.tracking import Registry
-from serving.cached_bundles import CachedBundles, open_registry
+from serving.lifecycle.cached_bundles import CachedBundles, open_registry
+from serving.lifecycle.changes import ModelChanges
+from serving.lifecycle.report import ModelReport
+from serving.lifecycle.slot import ModelSlot
+from serving.lifecycle.source import RegistrySource
+from serving.lifecycle.supply import ModelSupply
+from serving.lifecycle.watch import ModelWatch
 from serving.logs import LineLog
 from serving.meters import Meters
-from serving.model_changes import ModelChanges
-from serving.model_report import ModelReport
-from serving.model_slot import ModelSlot
-from serving.model_source import RegistrySource
-from serving.model_supply import ModelSupply
-from serving.model_watch import ModelWatch
 
 pytestmark = [
     pytest.mark.slow,

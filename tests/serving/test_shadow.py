@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from recsys.bundle import read_bundle
-from serving.answering import rank
-from serving.live_model import LiveModel
+from serving.engine.answering import rank
+from serving.engine.live_model import LiveModel
+from serving.lifecycle.shadow import Shadow, ShadowFigures, ShadowSettings, rank_correlation
+from serving.lifecycle.slot import ModelSlot
 from serving.messages import ModelName, RankedItem, Ranking, RankRequest
-from serving.model_slot import ModelSlot
-from serving.shadow import Shadow, ShadowFigures, ShadowSettings, rank_correlation
 
 AS_OF = 30 * 86_400.0
 NAME = ModelName(name="recsys", version=2, alias="challenger")

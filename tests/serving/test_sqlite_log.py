@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from recsys.errors import EXIT_NO_INPUT, EXIT_TEMPORARY, RecsysError
-from serving.event_log import EventLog, EventReader, Outcome, Record
-from serving.sqlite_log import RETRY_S, SqliteLog
-from serving.sqlite_probe import TAIL_ROWS
-from serving.sqlite_reader import SqliteReader
-from serving.sqlite_schema import PAGE_BYTES
+from serving.events.log import EventLog, EventReader, Outcome, Record
+from serving.events.sqlite_log import RETRY_S, SqliteLog
+from serving.events.sqlite_probe import TAIL_ROWS
+from serving.events.sqlite_reader import SqliteReader
+from serving.events.sqlite_schema import PAGE_BYTES
 
 ROOT = Path(__file__).parents[2]
 NO_RESERVE = 0
@@ -28,8 +28,8 @@ CHILD = """
 import hashlib, os, sys
 from pathlib import Path
 from recsys.errors import RecsysError
-from serving.event_log import Record
-from serving.sqlite_log import SqliteLog
+from serving.events.log import Record
+from serving.events.sqlite_log import SqliteLog
 
 def record(event_id, size=100):
     payload = (event_id + "-" + "x" * size).encode()
@@ -142,7 +142,7 @@ def test_crash_without_warning_loses_nothing_and_is_no_damage(tmp_path: Path):
 
 def test_a_second_process_may_read_but_not_write(tmp_path: Path):
     code = """
-from serving.sqlite_reader import SqliteReader
+from serving.events.sqlite_reader import SqliteReader
 reader = SqliteReader(path)
 say(str(len(reader.read(0, 10))))
 reader.close()

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from recsys.errors import EXIT_TEMPORARY, RecsysError
-from serving.trial import TrialLimits, environment, try_bundle
+from serving.lifecycle.trial import TrialLimits, environment, try_bundle
 
 PATIENT = TrialLimits(wall_s=120.0)
 """The machine that runs the tests may be busy."""
@@ -146,7 +146,7 @@ def test_a_small_file_that_grows_in_memory_is_stopped(bundle_parts, tmp_path: Pa
 
 
 def test_a_trial_ends_by_itself_when_its_parent_is_gone(bundle_folder: Path):
-    command = [sys.executable, "-m", "serving.trial_child", str(bundle_folder), "0.1", str(2**33)]
+    command = [sys.executable, "-m", "serving.lifecycle.trial_child", str(bundle_folder), "0.1", str(2**33)]
     child = subprocess.run(command, capture_output=True, check=False, timeout=60)
     assert child.returncode in {-signal.SIGALRM, -signal.SIGKILL}  # its clock, or its share of the processor
 
@@ -157,7 +157,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path):
 
 WAYS_OUT = """
 import os, socket, subprocess, sys
-from serving.trial_child import refuse_ways_out
+from serving.lifecycle.trial_child import refuse_ways_out
 sys.addaudithook(refuse_ways_out)
 for way in (
     lambda: os.system("true"),

@@ -1,0 +1,1 @@
+"""`recsys serve`, `recsys events` and `recsys compare`."""

@@ -1,0 +1,1 @@
+"""Two versions against each other: who sees which, and what came of it."""

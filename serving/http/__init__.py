@@ -1,0 +1,1 @@
+"""The wire: connections, routes, limits, keys and answers."""

@@ -1,0 +1,1 @@
+"""Which model answers: fetched, tried, swapped in, watched, taken back."""

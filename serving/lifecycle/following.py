@@ -1,0 +1,84 @@
+"""Reading the log of events as it grows, for the models that answer: what anybody stored, each event once.
+
+Events are read back from the log and not handed over by whoever stored them: so they come with their numbers,
+in one order, and also from other servers that write to the same log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from recsys.errors import EXIT_TEMPORARY, RecsysError
+from serving.events.log import Stored
+from serving.events.parsing import event_of
+from serving.lifecycle.catching_up import Log
+from serving.lifecycle.slot import ModelSlot
+from serving.lifecycle.worker import Worker
+from serving.messages import Event
+
+BATCH = 256
+SLICE = 16
+"""So many events are applied before the loop looks at its sockets again."""
+PERIOD_S = 0.25
+"""The log is looked at so often also when nobody says that there is something new."""
+LIMIT_S = 10.0
+
+
+class Follower:
+    """Shows the current model of each slot what the log holds behind its `sequence`."""
+
+    def __init__(
+        self, log: Log, slots: Sequence[ModelSlot], failed: Callable[[str, BaseException], None]
+    ) -> None:
+        """Take the log, the slots, and whoever hears of a log that cannot be read."""
+        self._log, self._slots, self._failed = log, slots, failed
+        self._worker = Worker("events")
+        self._new = asyncio.Event()
+
+    def hear(self, events: Sequence[Any] = ()) -> None:
+        """Look at the log now: something was stored."""
+        self._new.set()
+
+    async def run(self) -> None:
+        """Follow for ever."""
+        while True:
+            try:
+                while await self.step():
+                    pass
+            except RecsysError as error:
+                self._failed("events_unread", error)
+                await asyncio.sleep(PERIOD_S)
+            await self._wait()
+
+    async def step(self) -> int:
+        """Show one batch, and say how many records it held; 0 at the end of the log or without a model.
+
+        Raises:
+            RecsysError: `events_blocked` where the log cannot be read.
+        """
+        reached = [slot.sequence for slot in self._slots if slot.current is not None]
+        if not reached:
+            return 0
+        late = RecsysError(
+            "events_blocked", f"the log did not answer in {LIMIT_S:g} s", exit_code=EXIT_TEMPORARY
+        )
+        found = await self._worker.run(lambda: self._read(min(reached)), LIMIT_S, late)
+        for place, (event, sequence) in enumerate(found):
+            for slot in self._slots:
+                slot.apply(event, sequence)
+            if place % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+        return len(found)
+
+    def _read(self, after: int) -> list[tuple[Event, int]]:
+        stored: list[Stored] = self._log.read(after, BATCH)
+        return [(event_of(each.record), each.sequence) for each in stored]
+
+    async def _wait(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PERIOD_S):  # wait_for of Python 3.11 can lose a cancellation
+                await self._new.wait()
+        self._new.clear()

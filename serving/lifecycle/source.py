@@ -1,0 +1,99 @@
+"""Where versions come from: an alias in a registry, or a folder with one bundle. Every call here blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from recsys.bundle import Bundle, read_bundle
+from recsys.errors import RecsysError
+from recsys.versions import Version, parse_model_uri
+from serving.lifecycle.cached_bundles import CachedBundles, Registry
+from serving.messages import ModelName
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that could be served.
+
+    Attributes:
+        name: for answers.
+        digest: of the bundle that it must be.
+        version: as registered; None for a folder or a copy.
+    """
+
+    name: ModelName
+    digest: str
+    version: Version | None = None
+
+
+class Source(Protocol):
+    """Says which version is wanted now, and brings its bundle."""
+
+    @property
+    def uri(self) -> str:
+        """What it is called in notes and messages."""
+        ...
+
+    def resolve(self) -> Candidate:
+        """The version that is wanted now; raises RecsysError, `registry_unavailable` among others."""
+        ...
+
+    def fetch(self, candidate: Candidate) -> tuple[Bundle, Path]:
+        """Its verified bundle, and the folder where it lies; raises RecsysError."""
+        ...
+
+
+class RegistrySource:
+    """The version that an alias points to."""
+
+    def __init__(self, uri: str, connect: Callable[[], Registry], cache: CachedBundles) -> None:
+        """Take `models:/NAME@ALIAS` or `models:/NAME/NUMBER`; the registry is opened when it is first asked.
+
+        Raises:
+            RecsysError: `model_uri_invalid` (exit 64).
+        """
+        _, wanted = parse_model_uri(uri)
+        self.uri = uri
+        self._alias = wanted if isinstance(wanted, str) else None
+        self._connect = connect
+        self._cache = cache
+        self._registry: Registry | None = None
+
+    def resolve(self) -> Candidate:
+        """One call to the registry."""
+        if self._registry is None:
+            self._registry = self._connect()
+        version = self._registry.resolve(self.uri)
+        name = ModelName(name=version.name, version=version.number, alias=self._alias)
+        return Candidate(name, version.digest, version)
+
+    def fetch(self, candidate: Candidate) -> tuple[Bundle, Path]:
+        """From the cache where it lies there."""
+        if self._registry is None or candidate.version is None:
+            return self._cache.open(candidate.digest), self._cache.path(candidate.digest)
+        bundle = self._cache.fetch(self._registry, candidate.version)
+        return bundle, self._cache.path(bundle.digest)
+
+
+class FolderSource:
+    """One bundle in a folder, which may be replaced by another and then reloaded."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the folder."""
+        self.uri = str(folder)
+        self._folder = folder
+
+    def resolve(self) -> Candidate:
+        """Reads the whole bundle."""
+        bundle = read_bundle(self._folder)
+        return Candidate(ModelName(name=bundle.manifest.name, version=0), bundle.digest)
+
+    def fetch(self, candidate: Candidate) -> tuple[Bundle, Path]:
+        """Raises RecsysError `digest_mismatch` where it has been replaced meanwhile."""
+        bundle = read_bundle(self._folder)
+        if bundle.digest != candidate.digest:
+            raise RecsysError("digest_mismatch", "the folder was replaced while it was read:", self.uri)
+        return bundle, self._folder
