@@ -30,6 +30,9 @@ from pipelines.options import (
 )
 from pipelines.terminal import Terminal
 from recsys.errors import EXIT_USAGE, RecsysError
+from serving.commands.compare import compare
+from serving.commands.events import events
+from serving.commands.serve import serve
 
 app = typer.Typer(
     name="recsys",
@@ -317,6 +320,11 @@ def score(
     result = score_night(data, published, model, settings, place, registry, terminal)
     document = night_document(result, published)
     terminal.result(document, lambda console: _print_pairs(document, console))
+
+
+app.command()(serve)
+app.add_typer(events)
+app.command()(compare)
 
 
 def _print_pairs(document: dict[str, Any], console: Any) -> None:

@@ -82,6 +82,7 @@ class LiveModel:
         self._targets = {kind for kind, role in model.roles.items() if role.target and not role.negative}
         self._categories = {each: code for code, each in enumerate(model.catalogue.category_names)}
         self._subcategories = {each: code for code, each in enumerate(model.catalogue.subcategory_names)}
+        self._to_embed: dict[int, str] = {}
         self._counted: list[tuple[int, int, float]] = []
         self._day = int(self.as_of // DAY_S)
         self.recommender = self._laid_out(ROOM)
@@ -146,15 +147,14 @@ class LiveModel:
             self._counted.clear()
 
     def texts_to_embed(self) -> dict[int, str]:
-        """Texts of new items that have no embedding yet, by row."""
-        return {
-            row: item.text for row, item in self.new_items.items() if item.text and not item.embedding.any()
-        }
+        """Texts of new items that have not been embedded yet, by row."""
+        return dict(self._to_embed)
 
     def embedded(self, row: int, text: str, embedding: Float32) -> None:
         """The embedding of a new item's text; of no consequence where the text has changed meanwhile."""
         item = self.new_items[row]
         if item.text == text:
+            self._to_embed.pop(row, None)
             item.embedding = embedding
             self._settle(item)
 
@@ -189,6 +189,10 @@ class LiveModel:
         elif text == self.new_items[row].text:
             return
         self.new_items[row] = NewItem(row, text, category, first_seen, nothing)
+        if text:
+            self._to_embed[row] = text
+        else:
+            self._to_embed.pop(row, None)
         if row >= len(self.recommender.category):
             self.recommender = self._laid_out(2 * (len(self.items) - len(self._model.catalogue)))
         self._settle(self.new_items[row])

@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 from serving.health import Swap
 from serving.http.app import Answerer, Call, Reply
 from serving.http.handlers import reply
+from serving.messages import Answer
+from serving.problems import Refusal
 
 Change = Callable[[], Awaitable[Swap]]
+
+
+def no_shadow() -> Answer:
+    """What a server without a shadow has to say of it: raises Refusal `no_shadow`."""
+    raise Refusal("no_shadow", "start the server with --shadow")
+
+
+@dataclass(frozen=True)
+class Admin:
+    """What the loopback port can ask for.
+
+    Attributes:
+        reload, rollback: raise RecsysError where nothing was changed.
+        shadow: gives the figures of the version that is tried beside.
+    """
+
+    reload: Change
+    rollback: Change
+    shadow: Callable[[], Answer] = no_shadow
 
 
 class AdminHandlers:
     """Answers the routes of the loopback port."""
 
-    def __init__(self, reload: Change, rollback: Change) -> None:
-        """Take what to do; both raise RecsysError where nothing was changed."""
-        self._reload = reload
-        self._rollback = rollback
+    def __init__(self, admin: Admin) -> None:
+        """Take what to do."""
+        self._admin = admin
 
     @property
     def by_name(self) -> Mapping[str, Answerer]:
         """The functions by the names of their routes."""
-        return {"reload": self.reload, "rollback": self.rollback}
+        return {"reload": self.reload, "rollback": self.rollback, "shadow": self.shadow}
 
     async def reload(self, call: Call) -> Reply:
         """Take the version that the alias names now."""
-        return reply(await self._reload())
+        return reply(await self._admin.reload())
 
     async def rollback(self, call: Call) -> Reply:
         """Go back to the version before."""
-        return reply(await self._rollback())
+        return reply(await self._admin.rollback())
+
+    async def shadow(self, call: Call) -> Reply:
+        """Say how the version that is tried beside would have answered."""
+        return reply(self._admin.shadow())

@@ -13,13 +13,14 @@ from msgspec.structs import replace
 from recsys.bundle import program_version
 from serving.engine.answering import rank, recommend, similar
 from serving.engine.live_model import Level, LiveModel
+from serving.experiments.answer import answer_in
+from serving.experiments.experiment import Arm
 from serving.health import Health, Readiness, Version
 from serving.http.app import Answerer, Call, Reply
 from serving.http.decoding import JSON_LINES_TYPES, JSON_TYPES, decode_message, media_type
 from serving.http.metarank import MetarankRequest, metarank_answer, metarank_feedback, rank_request
-from serving.http.services import Services
+from serving.http.services import Services, Side
 from serving.messages import (
-    FAILING,
     OVERLOADED,
     EventsAnswer,
     Ranking,
@@ -73,13 +74,14 @@ class PublicHandlers:
         return await self._in_turn(call, SimilarRequest, lambda request: similar(self._model(), request))
 
     async def metarank_rank(self, call: Call) -> Reply:
-        """Order items as Metarank does."""
+        """Order items as Metarank does; in no experiment, for its answer has no place for a label."""
         name = self._model().name
         if call.parameter not in (name.name, name.alias):
             raise Refusal("unknown_model", "the path ends in the name or the alias of what is served")
 
         def work(request: MetarankRequest) -> Any:
-            ranking = self._list(call, rank_request(request, explain=_is_asked(call.query, b"explain")))
+            asked = rank_request(request, explain=_is_asked(call.query, b"explain"))
+            ranking = self._of_side(call, asked, self._services.main)
             return metarank_answer(ranking, round((perf_counter() - call.since) * 1e3))
 
         return await self._in_turn(call, MetarankRequest, work)
@@ -110,7 +112,7 @@ class PublicHandlers:
         """Say whether requests may come."""
         if self._services.phase.draining:
             raise Refusal("draining")
-        slot, intake = self._services.slot, self._services.intake
+        slot, intake = self._services.main.slot, self._services.intake
         return reply(
             Readiness(
                 ready=True,
@@ -123,7 +125,7 @@ class PublicHandlers:
 
     async def version(self, call: Call) -> Reply:
         """Say which program and model this is."""
-        model = self._services.slot.current
+        model = self._services.main.slot.current
         return reply(
             Version(
                 program=program_version(),
@@ -143,10 +145,7 @@ class PublicHandlers:
         return Reply(self._services.openapi)
 
     def _model(self) -> LiveModel:
-        model = self._services.slot.current
-        if model is None:
-            raise Refusal("not_ready")
-        return model
+        return _model_of(self._services.main)
 
     async def _in_turn(self, call: Call, kind: type[T], work: Callable[[T], Any]) -> Reply:
         """Read, wait for a turn, and do the work in one go, so that one version answers the whole of it."""
@@ -154,13 +153,27 @@ class PublicHandlers:
         body = await call.read()
 
         def run() -> Reply:
-            self._services.ladder.first(perf_counter() - call.since)
+            self._services.main.ladder.first(perf_counter() - call.since)
             return reply(work(decode_message(body, kind)))
 
         return await self._services.turns.run(run, len(body))
 
     def _list(self, call: Call, request: ListRequest) -> Ranking:
-        model, now = self._model(), time.time()
+        """The list that a request gets, by its assignment where an experiment runs."""
+        main, challenge = self._services.main, self._services.challenge
+        if challenge is None or challenge.side.slot.current is None:
+            return self._of_side(call, request, main)
+        sides = {Arm.CONTROL: main, Arm.TREATMENT: challenge.side}
+        return answer_in(
+            challenge.experiment,
+            request.user_id,
+            call.request_id,
+            request.k,
+            lambda arm: self._of_side(call, request, sides[arm]),
+        )
+
+    def _of_side(self, call: Call, request: ListRequest, side: Side) -> Ranking:
+        model, now = _model_of(side), time.time()
 
         def ask(level: Level) -> Ranking:
             if isinstance(request, RankRequest):
@@ -168,16 +181,20 @@ class PublicHandlers:
             return recommend(model, request, now, level)
 
         begin = perf_counter()
-        ranking = self._services.ladder.answer(ask, begin - call.since)
-        self._note(request, ranking.degraded_reason, perf_counter() - begin)
+        ranking = side.ladder.answer(ask, begin - call.since)
+        seconds = perf_counter() - begin
+        if ranking.degraded_reason is not None:
+            self._services.meters.degraded(ranking.degraded_reason)
+        if ranking.degraded_reason != OVERLOADED:
+            side.observe(request if isinstance(request, RankRequest) else None, ranking, now, seconds)
         return replace(ranking, request_id=call.request_id)
 
-    def _note(self, request: ListRequest, reason: str | None, seconds: float) -> None:
-        if reason is not None:
-            self._services.meters.degraded(reason)
-        if reason != OVERLOADED:
-            ranked = request if isinstance(request, RankRequest) else None
-            self._services.observe(ranked, seconds, failed=reason == FAILING)
+
+def _model_of(side: Side) -> LiveModel:
+    model = side.slot.current
+    if model is None:
+        raise Refusal("not_ready")
+    return model
 
 
 def reply(answer: Any) -> Reply:

@@ -22,6 +22,7 @@ from serving.http.examples import (
     RANKING,
 )
 from serving.http.metarank import MetarankAnswer, MetarankEvent, MetarankFeedback, MetarankRequest
+from serving.lifecycle.shadow import ShadowFigures
 from serving.messages import (
     EventsAnswer,
     ImpressionEvent,
@@ -228,6 +229,23 @@ ADMIN: tuple[Route, ...] = (
         answer=Swap,
         answer_example={"model": MODEL | {"version": 6}, "previous": MODEL},
         problems=("nothing_to_roll_back",),
+    ),
+    Route(
+        "shadow",
+        "GET",
+        "/admin/shadow",
+        "admin",
+        "How the version that is tried beside would have answered",
+        answer=ShadowFigures,
+        answer_example={
+            "requests": 512,
+            "dropped": 3,
+            "errors": 0,
+            "first_changed": 0.21,
+            "rank_correlation": 0.93,
+            "largest_difference": 0.4,
+        },
+        problems=("no_shadow",),
     ),
 )
 

@@ -96,6 +96,10 @@ class Listener:
         return Connection(self._rules, config=self._config, server_state=self._state, app_state={})
 
 
+Background = AbstractAsyncContextManager["asyncio.Future[None]"]
+"""What runs beside the listeners; its future ends only by a failure with which serving makes no sense."""
+
+
 @dataclass(frozen=True)
 class Site:
     """All that runs in the loop.
@@ -110,7 +114,7 @@ class Site:
     listeners: Sequence[Listener]
     phase: Phase
     settings: ServerSettings
-    background: AbstractAsyncContextManager[Any]
+    background: Background
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -146,19 +150,26 @@ def room_for_connections(settings: ServerSettings) -> int:
 
 
 async def serve(site: Site) -> None:
-    """Serve until SIGTERM or SIGINT, and then for as long as the settings let it finish."""
+    """Serve until SIGTERM or SIGINT, and then for as long as the settings let it finish.
+
+    Raises:
+        RecsysError: of the background; nothing is served any more.
+    """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with site.background:
+    async with site.background as failing:
         for listener in site.listeners:
             await listener.start()
         sweeping = asyncio.create_task(_sweep(site))
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it
+        failing.add_done_callback(lambda _: stop.set())
         await stop.wait()
         await _drain(site)
         sweeping.cancel()
+        if failing.done():
+            failing.result()
 
 
 async def _sweep(site: Site) -> None:

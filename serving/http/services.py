@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from serving.engine.live_model import LiveModel
+from serving.experiments.experiment import Experiment
 from serving.http.app import Phase
 from serving.http.ladder import Ladder
 from serving.http.turns import Turns
-from serving.messages import EventsAnswer, RankRequest
+from serving.messages import EventsAnswer, Ranking, RankRequest
 from serving.meters import Meters
 
 
@@ -28,8 +29,8 @@ class Slot(Protocol):
 class Observer(Protocol):
     """Hears of every list that the whole model was asked for."""
 
-    def __call__(self, request: RankRequest | None, seconds: float, *, failed: bool = False) -> None:
-        """Take the request (None for one without candidates), what the model took, and whether it failed."""
+    def __call__(self, request: RankRequest | None, answer: Ranking, now: float, seconds: float) -> None:
+        """Take the request (None for one without candidates), its answer, the moment, and what it took."""
 
 
 class Intake(Protocol):
@@ -51,25 +52,40 @@ class Intake(Protocol):
 
 
 @dataclass(frozen=True)
+class Side:
+    """A model that answers: where it stands, how much of it does, and who watches it."""
+
+    slot: Slot
+    ladder: Ladder
+    observe: Observer
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A running experiment and its treatment, which has a ladder and a watch of its own."""
+
+    experiment: Experiment
+    side: Side
+
+
+@dataclass(frozen=True)
 class Services:
     """What the routes work with.
 
     Attributes:
-        slot: holds the model.
+        main: the model that answers outside of experiments.
+        challenge: the experiment, None without one.
         intake: takes events.
         meters: count.
         phase: whether the server is going down.
         turns: orders rank requests.
-        ladder: chooses how much of the model answers.
         openapi: the document, encoded.
-        observe: hears of lists.
     """
 
-    slot: Slot
+    main: Side
+    challenge: Challenge | None
     intake: Intake
     meters: Meters
     phase: Phase
     turns: Turns
-    ladder: Ladder
     openapi: bytes
-    observe: Observer

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import socket
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
-from serving.http.admin import AdminHandlers, Change
+from serving.experiments.experiment import Experiment
+from serving.http.admin import Admin, AdminHandlers
 from serving.http.app import App, Phase
 from serving.http.bodies import Bodies
 from serving.http.door import Door
@@ -19,8 +18,8 @@ from serving.http.keys import Keys
 from serving.http.ladder import Ladder
 from serving.http.openapi import openapi_document
 from serving.http.routes import ADMIN, PUBLIC, Table
-from serving.http.server import Listener, Site
-from serving.http.services import Intake, Observer, Services, Slot
+from serving.http.server import Background, Listener, Site
+from serving.http.services import Challenge, Intake, Observer, Services, Side, Slot
 from serving.http.settings import ServerSettings
 from serving.http.turns import Turns
 from serving.logs import LineHandler, LineLog
@@ -28,24 +27,33 @@ from serving.meters import Meters
 
 
 @dataclass(frozen=True)
+class Watched:
+    """A slot, and who hears of the lists that its model gave."""
+
+    slot: Slot
+    observe: Observer
+
+
+@dataclass(frozen=True)
 class Parts:
     """What is made elsewhere.
 
     Attributes:
-        slot: holds the model that answers.
+        main: holds the model that answers.
+        challenge: a running experiment with what holds its treatment.
         intake: takes events.
-        reload, rollback: of the admin port; raise RecsysError where nothing was changed.
-        observe: hears of lists.
+        admin: what the loopback port can ask for.
+        turns: orders rank requests.
         background: starts before the listeners and ends after them.
         meters, log: count and tell.
     """
 
-    slot: Slot
+    main: Watched
+    challenge: tuple[Experiment, Watched] | None
     intake: Intake
-    reload: Change
-    rollback: Change
-    observe: Observer
-    background: AbstractAsyncContextManager[Any]
+    admin: Admin
+    turns: Turns
+    background: Background
     meters: Meters
     log: LineLog
 
@@ -55,21 +63,24 @@ def make_site(
 ) -> Site:
     """The public and the admin application on two bound sockets."""
     phase = Phase()
+
+    def side(watched: Watched) -> Side:
+        return Side(watched.slot, Ladder(settings.deadline_s, parts.log.failure), watched.observe)
+
     services = Services(
-        slot=parts.slot,
+        main=side(parts.main),
+        challenge=parts.challenge and Challenge(parts.challenge[0], side(parts.challenge[1])),
         intake=parts.intake,
         meters=parts.meters,
         phase=phase,
-        turns=Turns(settings.most_waiting, settings.deadline_s),
-        ladder=Ladder(settings.deadline_s, parts.log.failure),
+        turns=parts.turns,
         openapi=msgspec.json.encode(openapi_document(PUBLIC)),
-        observe=parts.observe,
     )
     door, bodies = Door(keys, settings), Bodies(settings.longest_body, settings.most_buffered)
     watch = (parts.meters, parts.log)
     apps = (
         App(Table(PUBLIC), PublicHandlers(services).by_name, door, bodies, phase, watch),
-        App(Table(ADMIN), AdminHandlers(parts.reload, parts.rollback).by_name, door, bodies, phase, watch),
+        App(Table(ADMIN), AdminHandlers(parts.admin).by_name, door, bodies, phase, watch),
     )
     listeners = [
         Listener(app, listening, settings) for app, listening in zip(apps, (public, admin), strict=True)

@@ -38,6 +38,11 @@ class Turns:
         self._huge_waiting = 0
         self._huge_from = 0.0
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody has a turn or waits for one."""
+        return self._taken
+
     def __len__(self) -> int:
         return len(self._line)
 

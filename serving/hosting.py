@@ -1,0 +1,226 @@
+"""One server put together: models and their watches, the log and who follows it, and the site in front."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from recsys.errors import EXIT_CONFIG, EXIT_NO_INPUT, RecsysError
+from recsys.signing import load_public_keys
+from recsys.versions import parse_model_uri
+from serving.events.log import EventLog
+from serving.events.writer import EventWriter
+from serving.experiments.experiment import Experiment
+from serving.http.admin import Admin, no_shadow
+from serving.http.intake import EventIntake
+from serving.http.services import Observer
+from serving.http.settings import ServerSettings
+from serving.http.site import Parts, Watched
+from serving.http.turns import Turns
+from serving.lifecycle.cached_bundles import CachedBundles, open_registry
+from serving.lifecycle.changes import ModelChanges
+from serving.lifecycle.embedding import TextEmbedding
+from serving.lifecycle.following import Follower
+from serving.lifecycle.report import ModelReport
+from serving.lifecycle.shadow import Shadow, ShadowSettings
+from serving.lifecycle.slot import ModelSlot
+from serving.lifecycle.source import FolderSource, RegistrySource, Source
+from serving.lifecycle.supply import ModelSupply
+from serving.lifecycle.watch import ModelWatch, WatchSettings
+from serving.logs import LineLog
+from serving.messages import FAILING, OVERLOADED, Ranking, RankRequest
+from serving.meters import Meters
+
+REGISTRY = "models:/"
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """What is served, and from where.
+
+    Attributes:
+        model: `models:/NAME@ALIAS`, `models:/NAME/NUMBER`, or a folder with one bundle.
+        home: where copies of bundles are kept, and where a registry is looked for without `tracking_uri`.
+        tracking_uri: of a tracking server.
+        public_keys: files; where there are any, only bundles signed with one of them are served.
+        experiment: compares two aliases of the model.
+        shadow: another version, as `model`, that is tried on a share of the requests.
+        server, watch, shadowing: limits and periods.
+    """
+
+    model: str
+    home: Path
+    tracking_uri: str | None = None
+    public_keys: tuple[Path, ...] = ()
+    experiment: Experiment | None = None
+    shadow: str | None = None
+    server: ServerSettings = field(default_factory=ServerSettings)
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    shadowing: ShadowSettings = field(default_factory=ShadowSettings)
+
+
+class Station:
+    """One model that answers, with what brings it in and watches it."""
+
+    def __init__(
+        self, uri: str, role: str, settings: HostSettings, report: ModelReport, log: EventLog
+    ) -> None:
+        """Open what the model comes from; nothing is fetched yet.
+
+        Args:
+            uri: as `HostSettings.model`.
+            role: names the folder of its copies, which no other station touches.
+            settings: of the server.
+            report: hears of changes.
+            log: of the events that a new model is shown.
+
+        Raises:
+            RecsysError: `model_uri_invalid`, `cache_unsafe`; of `load_public_keys`.
+        """
+        self.slot = ModelSlot()
+        cache = CachedBundles(settings.home / "cache" / "served" / role)
+        supply = ModelSupply(_source(uri, settings, cache), cache, load_public_keys(settings.public_keys))
+        self.watch = ModelWatch(ModelChanges(self.slot, supply, report, log), supply, settings.watch)
+        self._report = report
+
+    @property
+    def watched(self) -> Watched:
+        """The slot with its watch, for the site."""
+        return Watched(self.slot, self.observe)
+
+    def observe(self, request: RankRequest | None, answer: Ranking, now: float, seconds: float) -> None:
+        """Let the watch see one answer."""
+        self.watch.observe(request, seconds, failed=answer.degraded_reason == FAILING)
+
+    async def live(self, *, required: bool) -> None:
+        """Bring the first model in, and keep to its alias for ever.
+
+        Raises:
+            RecsysError: where a `required` model cannot come by waiting: nothing of that name is registered,
+                or the registry's client is not installed.
+        """
+        try:
+            await self.watch.start()
+        except RecsysError as error:
+            if required and (error.exit_code == EXIT_NO_INPUT or error.code == "missing_extra"):
+                raise
+            self._report.failed("no_model", error)
+        await self.watch.run()
+
+
+class Host:
+    """The parts of one server, alive between `async with`.
+
+    Entering gives a future that ends only by a failure with which serving makes no sense.
+    """
+
+    def __init__(self, settings: HostSettings, events: EventLog, meters: Meters, log: LineLog) -> None:
+        """Put the parts together.
+
+        Args:
+            settings: what is served.
+            events: the log, closed in the end; nobody else appends to it.
+            meters: count.
+            log: hears of everything, in lines.
+
+        Raises:
+            RecsysError: of `Station`.
+        """
+        report = ModelReport(meters, log)
+        self._main = Station(settings.model, "main", settings, report, events)
+        self._stations = [self._main]
+        if settings.experiment is not None:
+            treatment = _treatment(settings.model, settings.experiment)
+            self._stations.append(Station(treatment, "treatment", settings, report, events))
+        self.turns = Turns(settings.server.most_waiting, settings.server.deadline_s)
+        self._shadow: Shadow | None = None
+        if settings.shadow is not None:
+            self._stations.append(Station(settings.shadow, "shadow", settings, report, events))
+            self._shadow = Shadow(self._stations[-1].slot, lambda: self.turns.is_busy, settings.shadowing)
+        slots = [station.slot for station in self._stations]
+        self._events, self._writer = events, EventWriter(events)
+        self._follower = Follower(events, slots, log.failure)
+        self._embedding = TextEmbedding(slots, log.failure)
+        self._settings, self._meters, self._log = settings, meters, log
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def parts(self) -> Parts:
+        """What the site is made of."""
+        experiment, server = self._settings.experiment, self._settings.server
+        shadow = self._shadow
+        return Parts(
+            main=Watched(self._main.slot, self._observer()),
+            challenge=None if experiment is None else (experiment, self._stations[1].watched),
+            intake=EventIntake(self._writer, self._follower.hear, server),
+            admin=Admin(
+                reload=self._main.watch.reload,
+                rollback=self._main.watch.rollback,
+                shadow=no_shadow if shadow is None else shadow.figures,
+            ),
+            turns=self.turns,
+            background=self,
+            meters=self._meters,
+            log=self._log,
+        )
+
+    async def __aenter__(self) -> asyncio.Future[None]:
+        """Begin with everything that goes on by itself."""
+        first, *others = self._stations
+        required = asyncio.ensure_future(first.live(required=True))
+        work: list[Coroutine[Any, Any, None]] = [station.live(required=False) for station in others]
+        work += [self._follower.run(), self._embedding.run()]
+        if self._shadow is not None:
+            work.append(self._shadow.run())
+        self._tasks = [required, *(asyncio.ensure_future(each) for each in work)]
+        return required
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End it, and put on the disk what was taken."""
+        for station in self._stations:
+            await station.watch.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._writer.close()
+        self._events.close()
+
+    def _observer(self) -> Observer:
+        shadow, main = self._shadow, self._main
+        if shadow is None:
+            return main.observe
+
+        def observe(request: RankRequest | None, answer: Ranking, now: float, seconds: float) -> None:
+            main.observe(request, answer, now, seconds)
+            if request is not None and answer.degraded_reason not in (OVERLOADED, FAILING):
+                shadow.offer(request, answer, now)
+
+        return observe
+
+
+def _source(uri: str, settings: HostSettings, cache: CachedBundles) -> Source:
+    if uri.startswith(REGISTRY):
+        return RegistrySource(uri, lambda: open_registry(settings.home, settings.tracking_uri), cache)
+    folder = Path(uri)
+    if not folder.is_dir():
+        what = "no folder of this name; a registered model is models:/NAME@ALIAS:"
+        raise RecsysError("unknown_model", what, uri, exit_code=EXIT_NO_INPUT)
+    return FolderSource(folder)
+
+
+def _treatment(model: str, experiment: Experiment) -> str:
+    """The other side of an experiment; the server's own model must be its control."""
+    name, wanted = parse_model_uri(model)
+    if wanted != experiment.control:
+        what = f"the control of the experiment is {experiment.control!r}: serve"
+        where = f"{REGISTRY}{name}@{experiment.control}"
+        raise RecsysError("experiment_invalid", what, where, exit_code=EXIT_CONFIG)
+    return f"{REGISTRY}{name}@{experiment.treatment}"
