@@ -25,11 +25,12 @@ from features.keys import writable
 from features.plan import StatePlan
 from features.reading import Reading
 from features.schema import FeatureField, FeatureSchema
-from features.similarity import count_repeats, history_similarity
+from features.similarity import WeighedHistory, count_repeats, write_similarity
 from features.slate import compare_in_slate
+from features.sources import write_source_flags
 from recsys.events import Float32, Int64
 from recsys.pairs import DensePairs, SparsePairs
-from recsys.requests import SOURCES, Requests
+from recsys.requests import SOURCES, HistoryBatch, Requests
 
 PairScores = Mapping[str, DensePairs | SparsePairs]
 
@@ -68,10 +69,17 @@ class Features:
         self.plan = StatePlan(state for formula in formulas for state in formula.inputs)
         self._program = Program.of(columns, self.plan)
         self._comparisons = self._comparison_program()
+        self._similarities = [
+            (declaration, self._columns(declaration))
+            for declaration in self.declarations
+            if isinstance(declaration, HistorySimilarity)
+        ]
+        self._flags = self._flag_columns()
         self._others = [
             (self._place[declaration.columns()[0].name], declaration)
             for declaration in self.declarations
-            if isinstance(declaration, HistorySimilarity | RequestScore | RequestFact | SourceFlag)
+            if isinstance(declaration, RequestScore)
+            or (isinstance(declaration, RequestFact) and declaration.fact != "sources")
         ]
 
     def build(
@@ -93,24 +101,29 @@ class Features:
         """
         matrix = np.full((requests.rows, len(self.schema)), np.nan, np.float32)
         self._program.run(reading.counters, matrix)
-        sources = _source_bits(requests)
-        for first, declaration in self._others:
-            if isinstance(declaration, HistorySimilarity) and declaration.pairs in pairs:
-                found = history_similarity(
-                    declaration, pairs[declaration.pairs], requests, reading.history, event_weights
-                )
-                chosen = [AGGREGATES.index(aggregate) for aggregate in declaration.aggregates]
-                matrix[:, first : first + len(chosen)] = found[:, chosen]
-            elif isinstance(declaration, RequestScore) and declaration.name in scores:
-                matrix[:, first] = scores[declaration.name]
-            elif isinstance(declaration, SourceFlag):
-                matrix[:, first] = sources[:, SOURCES.index(declaration.source)]
-            elif isinstance(declaration, RequestFact) and declaration.fact == "sources":
-                matrix[:, first] = sources.sum(axis=1)
-            elif isinstance(declaration, RequestFact):
-                matrix[:, first] = _fact(declaration.fact, requests, reading)
+        write_source_flags(requests.source, self._flags, matrix)
+        self._write_similarities(requests, reading.history, pairs, event_weights, matrix)
+        for column, declaration in self._others:
+            if isinstance(declaration, RequestFact):
+                matrix[:, column] = _fact(declaration.fact, requests, reading)
+            elif declaration.name in scores:
+                matrix[:, column] = scores[declaration.name]
         compare_in_slate(requests.offsets, self._comparisons, matrix)
         return matrix
+
+    def _write_similarities(
+        self, requests: Requests, history: HistoryBatch, pairs: PairScores, weights: Float32, matrix: Float32
+    ) -> None:
+        """Declarations that weigh the history alike share the weights."""
+        strength = weights.astype(np.float64)[history.type_index]
+        weighed: dict[tuple[object, ...], WeighedHistory] = {}
+        for declaration, columns in self._similarities:
+            if declaration.pairs not in pairs:
+                continue
+            way = (declaration.limit, declaration.half_life_days, declaration.place_decay)
+            if way not in weighed:
+                weighed[way] = WeighedHistory.of(declaration, history, strength)
+            write_similarity(declaration, pairs[declaration.pairs], requests, weighed[way], columns, matrix)
 
     def to_json(self) -> str:
         """Declarations and history settings, from which `from_json` makes the same features."""
@@ -139,6 +152,23 @@ class Features:
             ]
         return FeatureSchema(tuple(fields))
 
+    def _columns(self, similarity: HistorySimilarity) -> Int64:
+        """(6,) where each of AGGREGATES goes, -1 nowhere."""
+        first = self._place[similarity.columns()[0].name]
+        places = {aggregate: first + nth for nth, aggregate in enumerate(similarity.aggregates)}
+        return np.array([places.get(aggregate, -1) for aggregate in AGGREGATES], np.int64)
+
+    def _flag_columns(self) -> Int64:
+        """(sources + 1,) where each source's flag goes, and their number; -1 nowhere."""
+        found = np.full(len(SOURCES) + 1, -1, np.int64)
+        for declaration in self.declarations:
+            place = self._place[declaration.columns()[0].name]
+            if isinstance(declaration, SourceFlag):
+                found[SOURCES.index(declaration.source)] = place
+            elif isinstance(declaration, RequestFact) and declaration.fact == "sources":
+                found[-1] = place
+        return found
+
     def _comparison_program(self) -> Int64:
         """(lines, 4) source column and the columns of rank, ratio and z-score, -1 where not wanted."""
         lines = []
@@ -166,10 +196,3 @@ def _fact(fact: str, requests: Requests, reading: Reading) -> Float32:
     lengths = np.diff(requests.offsets)
     values = np.diff(reading.history.offsets) if fact == "history_length" else lengths
     return np.repeat(values, lengths).astype(np.float32)
-
-
-def _source_bits(requests: Requests) -> Float32:
-    """(rows, sources) whether each retriever proposed the candidate; NaN where none did."""
-    bits = ((requests.source[:, None] >> np.arange(len(SOURCES))) & 1).astype(np.float32)
-    bits[requests.source == 0] = np.nan
-    return bits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,11 +23,6 @@ Array = TypeVar("Array", bound=NDArray[Any])
 _BITS = 32
 _MULTIPLIER = 0x9E3779B97F4A7C1
 _PIECE = 65_536
-_SECOND: dict[Key, Key] = {
-    "user_category": "category",
-    "user_subcategory": "subcategory",
-    "user_item": "item",
-}
 
 
 def writable(array: Array) -> Array:
@@ -36,38 +30,69 @@ def writable(array: Array) -> Array:
     return array if array.flags.writeable and array.flags.c_contiguous else array.copy()
 
 
-@dataclass
 class ItemTable:
-    """What the keys need of the catalogue: (items,) codes, -1 where missing, and creation, NaN if unknown."""
+    """What the keys need of the catalogue.
 
-    category: Int32
-    subcategory: Int32
-    created_at: Float64
+    Attributes:
+        category, subcategory: (items,) codes, -1 where missing.
+        created_at: (items,) epoch seconds, NaN if unknown.
+        most_codes: more than any code.
+    """
+
+    def __init__(self, category: Int32, subcategory: Int32, created_at: Float64) -> None:
+        """Take the columns of a catalogue; they are not changed."""
+        self.category, self.subcategory = writable(category), writable(subcategory)
+        self.created_at = writable(created_at)
+        self.most_codes = 1 + max(int(category.max(initial=-1)), int(subcategory.max(initial=-1)))
+        self._room = (self.category, self.subcategory, self.created_at)
 
     @classmethod
     def of(cls, catalogue: Catalogue) -> ItemTable:
         """The columns of a catalogue."""
-        return cls(
-            writable(catalogue.category), writable(catalogue.subcategory), writable(catalogue.created_at)
-        )
+        return cls(catalogue.category, catalogue.subcategory, catalogue.created_at)
 
     def __len__(self) -> int:
         return len(self.created_at)
 
-    def keys(self, key: Key, user_index: Int32, item_index: Int32) -> Int64:
+    def append(self, category: Int32, subcategory: Int32, created_at: Float64) -> None:
+        """Add items behind the others; views from before may be stale then."""
+        begin, end = len(self), len(self) + len(created_at)
+        if end > len(self._room[0]):
+            size = max(end, 2 * begin)
+            codes = _grown(self.category, size), _grown(self.subcategory, size)
+            self._room = (*codes, _grown(self.created_at, size))
+        first, second, moments = self._room
+        first[begin:end], second[begin:end], moments[begin:end] = category, subcategory, created_at
+        self.category, self.subcategory, self.created_at = first[:end], second[:end], moments[:end]
+        self.most_codes = max(self.most_codes, 1 + int(max(category.max(), subcategory.max())))
+
+    def key(self, kind: Key, user_index: Int32, item_index: Int32) -> Int64:
         """(rows,) the key of each row as one number, UNKNOWN where it has none."""
-        if key == "global":
+        if kind == "global":
             return np.zeros(len(item_index), np.int64)
-        if key == "user":
+        if kind == "user":
             return user_index.astype(np.int64)
-        if key == "item":
-            return item_index.astype(np.int64)
-        if key == "category" or key == "subcategory":
-            codes = self.category if key == "category" else self.subcategory
-            return _gather(codes, item_index)
-        second = self.keys(_SECOND[key], user_index, item_index)
-        user = user_index.astype(np.int64)
-        return np.where((user >= 0) & (second >= 0), (user << _BITS) | second, UNKNOWN)
+        second = kind.removeprefix("user_")
+        if second == "item":
+            found = item_index.astype(np.int64)
+        else:
+            found = _gather(self.category if second == "category" else self.subcategory, item_index)
+        return found if second == kind else _pair(user_index.astype(np.int64), found)
+
+    def keys(self, user_index: Int32, item_index: Int32) -> dict[Key, Int64]:
+        """`key` of every kind."""
+        user, item = user_index.astype(np.int64), item_index.astype(np.int64)
+        category, subcategory = _gather(self.category, item_index), _gather(self.subcategory, item_index)
+        return {
+            "global": np.zeros(len(item), np.int64),
+            "user": user,
+            "item": item,
+            "category": category,
+            "subcategory": subcategory,
+            "user_category": _pair(user, category),
+            "user_subcategory": _pair(user, subcategory),
+            "user_item": _pair(user, item),
+        }
 
     def created(self, item_index: Int32) -> Float64:
         """(rows,) created_at of each item, NaN for an unknown one."""
@@ -79,12 +104,26 @@ class ItemTable:
         return found
 
 
+def _grown(column: Array, size: int) -> Array:
+    grown: Array = np.empty(size, column.dtype)  # type: ignore[assignment]
+    grown[: len(column)] = column
+    return grown
+
+
+@njit(cache=True, nogil=True)
 def _gather(codes: Int32, item_index: Int32) -> Int64:
-    known = (item_index >= 0) & (item_index < len(codes))
-    if known.all():
-        return codes[item_index].astype(np.int64)
-    found = np.full(len(item_index), UNKNOWN, np.int64)
-    found[known] = codes[item_index[known]]
+    found = np.empty(len(item_index), np.int64)
+    for row in range(len(item_index)):
+        item = item_index[row]
+        found[row] = codes[item] if 0 <= item < len(codes) else -1
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _pair(user: Int64, second: Int64) -> Int64:
+    found = np.empty(len(user), np.int64)
+    for row in range(len(user)):
+        found[row] = (user[row] << _BITS) | second[row] if user[row] >= 0 and second[row] >= 0 else -1
     return found
 
 

@@ -127,10 +127,7 @@ class LiveState:
 
     def add_items(self, category: Int32, subcategory: Int32, created_at: Float64) -> None:
         """Append new items to the catalogue, one row each: codes (-1 missing), created_at (NaN unknown)."""
-        items = self.items
-        items.category = np.concatenate([items.category, np.asarray(category, np.int32)])
-        items.subcategory = np.concatenate([items.subcategory, np.asarray(subcategory, np.int32)])
-        items.created_at = np.concatenate([items.created_at, np.asarray(created_at, np.float64)])
+        self.items.append(category, subcategory, created_at)
 
     def _take_in(self, now: float) -> None:
         for inlet in self.inlets:
@@ -154,7 +151,7 @@ class LiveState:
                 return
         space = self.spaces[table.key]
         if table.key not in slots:
-            keys = self.items.keys(table.key, rows.user_index, rows.item_index)
+            keys = self.items.key(table.key, rows.user_index, rows.item_index)
             slots[table.key] = space.find_or_add(keys)
         self.tables[table.key].reserve(space.size)
         state, last, first = self.tables[table.key].part(table)

@@ -54,18 +54,19 @@ def fill_catalogue(
             age = moment - items.created(requests.item_index)
             counters[:, column] = np.maximum(age, 0.0) / DAY_S
         elif state.mark == "categories":
-            distinct = distinct_codes(history.offsets, history.item_index, items.category)
+            distinct = distinct_codes(history.offsets, history.item_index, items.category, items.most_codes)
             counters[:, column] = np.repeat(distinct, np.diff(requests.offsets))
         elif state.mark == "slate_share":
             codes = items.category if state.key == "category" else items.subcategory
-            counters[:, column] = shares_in_slate(requests.offsets, requests.item_index, codes)
+            rows = (requests.offsets, requests.item_index)
+            counters[:, column] = shares_in_slate(*rows, codes, items.most_codes)
 
 
 @njit(cache=True, nogil=True)
-def distinct_codes(offsets: Int64, item_index: Int32, codes: Int32) -> Int64:
-    """(r,) how many different codes stand in each range; missing codes (-1) do not count."""
+def distinct_codes(offsets: Int64, item_index: Int32, codes: Int32, most: int) -> Int64:
+    """(r,) how many different codes, all below `most`, stand in each range; -1 does not count."""
     distinct = np.zeros(len(offsets) - 1, np.int64)
-    seen = np.full(codes.max() + 1 if len(codes) else 0, -1, np.int64)
+    seen = np.full(most, -1, np.int64)
     for request in range(len(distinct)):
         for row in range(offsets[request], offsets[request + 1]):
             item = item_index[row]
@@ -77,10 +78,10 @@ def distinct_codes(offsets: Int64, item_index: Int32, codes: Int32) -> Int64:
 
 
 @njit(cache=True, nogil=True)
-def shares_in_slate(offsets: Int64, item_index: Int32, codes: Int32) -> Float32:
+def shares_in_slate(offsets: Int64, item_index: Int32, codes: Int32, most: int) -> Float32:
     """(rows,) share of its request's rows that have the same code as the row's item; NaN without one."""
     shares = np.full(len(item_index), np.nan, np.float32)
-    counts = np.zeros(codes.max() + 2 if len(codes) else 1, np.int64)  # the last place is for no code
+    counts = np.zeros(most + 1, np.int64)  # the last place is for no code
     for request in range(len(offsets) - 1):
         start, stop = offsets[request], offsets[request + 1]
         for row in range(start, stop):

@@ -157,10 +157,11 @@ class Replay:
         return TableLog(offsets, rows.sequence[order], timestamp, state)
 
     def _keys(self, key: Key, rows: StreamRows) -> Int64:
-        return self.items.keys(key, rows.user_index, rows.item_index)
+        return self.items.key(key, rows.user_index, rows.item_index)
 
 
 def slots_of_rows(spaces: dict[Key, KeySpace], items: ItemTable, requests: Requests) -> dict[Key, Int64]:
     """(rows,) slot of each candidate row, for every key."""
     user = np.repeat(requests.user_index, np.diff(requests.offsets))
-    return {key: space.find(items.keys(key, user, requests.item_index)) for key, space in spaces.items()}
+    keys = items.keys(user, writable(requests.item_index))
+    return {key: space.find(keys[key]) for key, space in spaces.items()}

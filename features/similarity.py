@@ -8,13 +8,14 @@ any, and a candidate that is unknown, get NaN.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
 
 from features.declaration import AGGREGATES, HistorySimilarity
 from features.keys import writable
-from recsys.events import Float32, Float64, Int32, Int64
+from recsys.events import Bool, Float32, Float64, Int32, Int64
 from recsys.pairs import DensePairs, SparsePairs
 from recsys.requests import HistoryBatch, Requests
 
@@ -22,39 +23,60 @@ _DAY_S = 86_400.0
 _WAYS = len(AGGREGATES)
 
 
-def history_similarity(
-    declaration: HistorySimilarity,
+@dataclass(frozen=True)
+class WeighedHistory:
+    """Each request's history with the weights of its events.
+
+    Attributes:
+        spans: first row that counts, (r,), and the end of each request's rows, (r,).
+        item_index: (history rows,).
+        weights: (history rows, 2) by age and by place.
+    """
+
+    spans: tuple[Int64, Int64]
+    item_index: Int32
+    weights: Float64
+
+    @classmethod
+    def of(cls, similarity: HistorySimilarity, history: HistoryBatch, strength: Float64) -> WeighedHistory:
+        """Weigh events of `strength` (history rows,) as a declaration says."""
+        start, weights = weigh_history(
+            history.offsets, history.age_s, strength, similarity.limit, decay_of(similarity)
+        )
+        return cls((start, history.offsets[1:]), history.item_index, weights)
+
+
+def decay_of(similarity: HistorySimilarity) -> tuple[float, float]:
+    """Exponential rate a second, and factor a place."""
+    return math.log(2) / (similarity.half_life_days * _DAY_S), similarity.place_decay
+
+
+def write_similarity(
+    similarity: HistorySimilarity,
     pairs: DensePairs | SparsePairs,
     requests: Requests,
-    history: HistoryBatch,
-    event_weights: Float32,
-) -> Float32:
-    """(rows, 6) aggregates of the pair scores, one column each in the order of AGGREGATES.
+    history: WeighedHistory,
+    columns: Int64,
+    matrix: Float32,
+) -> None:
+    """Write the aggregates of the pair scores into `matrix` (rows, features), where it is NaN so far.
 
     Args:
-        declaration: decay, limit and whether weighted aggregates are means or sums.
+        similarity: says whether weighted aggregates are means or sums.
         pairs: the scores; `DensePairs` rows of zeros are unknown items.
         requests: candidates.
-        history: what each request may know, oldest first.
-        event_weights: (types,) weight of an event by its type_index.
+        history: what each request may know, oldest first, weighed as `similarity` wants it.
+        columns: (6,) where each of AGGREGATES goes, -1 nowhere.
+        matrix: float32.
     """
-    start, weights = weigh_history(
-        history.offsets,
-        history.age_s,
-        event_weights.astype(np.float64)[history.type_index],
-        declaration.limit,
-        (math.log(2) / (declaration.half_life_days * _DAY_S), declaration.place_decay),
-    )
-    spans = (start, history.offsets[1:])
     candidates = (requests.offsets, writable(requests.item_index))
-    out = np.full((requests.rows, _WAYS), np.nan, np.float32)
-    as_mean = declaration.weighted == "mean"
+    past = (*history.spans, history.item_index, history.weights)
+    as_mean = similarity.weighted == "mean"
     if isinstance(pairs, DensePairs):
-        _dense(pairs.factors, candidates, spans, history.item_index, weights, as_mean, out)
+        _dense((pairs.factors, pairs.known), candidates, past, as_mean, columns, matrix)
     else:
-        matrix = (pairs.offsets, pairs.columns, pairs.values)
-        _sparse(matrix, candidates, spans, history.item_index, weights, as_mean, out)
-    return out
+        stored = (pairs.offsets, pairs.columns, pairs.values)
+        _sparse(stored, candidates, past, as_mean, columns, matrix)
 
 
 @njit(cache=True, nogil=True)
@@ -79,22 +101,18 @@ def weigh_history(
 
 
 @njit(cache=True, nogil=True)
-def _gather_known(factors: Float32, item_index: Int32, start: int, stop: int) -> tuple[Float32, Int64]:
-    """The rows start..stop-1 of the items whose factors are not all zero, and their row numbers."""
-    width = factors.shape[1]
-    found = np.empty((stop - start, width), np.float32)
+def _gather_known(
+    table: tuple[Float32, Bool], item_index: Int32, start: int, stop: int
+) -> tuple[Float32, Int64]:
+    """The factors of the known items of rows start..stop-1, and their row numbers."""
+    factors, known = table
+    found = np.empty((stop - start, factors.shape[1]), np.float32)
     rows = np.empty(stop - start, np.int64)
     count = 0
     for row in range(start, stop):
         item = item_index[row]
-        if item < 0 or item >= len(factors):
-            continue
-        known = False
-        for d in range(width):
-            value = factors[item, d]
-            found[count, d] = value
-            known |= value != 0
-        if known:
+        if 0 <= item < len(known) and known[item]:
+            found[count] = factors[item]
             rows[count] = row
             count += 1
     return found[:count], rows[:count]
@@ -140,47 +158,82 @@ def _write_weighted(
 
 
 @njit(cache=True, nogil=True)
+def _write(found: Float32, columns: Int64, row: int, matrix: Float32) -> None:
+    for place in range(len(columns)):
+        if columns[place] >= 0:
+            matrix[row, columns[place]] = found[place]
+
+
+@njit(cache=True, nogil=True)
 def _dense(
-    factors: Float32,
+    table: tuple[Float32, Bool],
     candidates: tuple[Int64, Int32],
-    spans: tuple[Int64, Int64],
-    history_items: Int32,
-    weights: Float64,
+    past: tuple[Int64, Int64, Int32, Float64],
     as_mean: bool,
-    out: Float32,
+    columns: Int64,
+    matrix: Float32,
 ) -> None:
     offsets, items = candidates
-    starts, stops = spans
+    starts, stops, history_items, weights = past
+    found = np.empty(_WAYS, np.float32)
     for request in range(len(starts)):
         if starts[request] == stops[request]:
             continue
-        history, rows = _gather_known(factors, history_items, starts[request], stops[request])
+        history, rows = _gather_known(table, history_items, starts[request], stops[request])
         if len(rows) == 0:
             continue
-        shown, places = _gather_known(factors, items, offsets[request], offsets[request + 1])
+        shown, places = _gather_known(table, items, offsets[request], offsets[request + 1])
         scores = np.dot(shown, history.T)
         for place in range(len(places)):
-            _aggregate(scores[place], rows, weights, as_mean, out[places[place]])
+            _aggregate(scores[place], rows, weights, as_mean, found)
+            _write(found, columns, places[place], matrix)
+
+
+@njit(cache=True, nogil=True)
+def _place_of(item: int, slots: Int32, items: Int32, begin: int) -> int:
+    """Where the slot of an item stands, or the free place where it belongs (multiplicative hashing)."""
+    mask = len(slots) - 1
+    place = (item * 0x9E3779B1 >> 15) & mask
+    while slots[place] >= 0 and items[begin + slots[place]] != item:
+        place = (place + 1) & mask
+    return place
+
+
+@njit(cache=True, nogil=True)
+def _slots_of(items: Int32, begin: int, end: int) -> Int32:
+    """A hash table of the slots 0, 1, ... of these items; of equal items the first has the slot.
+
+    At most a quarter full, and no larger for a larger catalogue.
+    """
+    size = 16
+    while size < 4 * (end - begin):
+        size *= 2
+    slots = np.full(size, -1, np.int32)
+    for row in range(begin, end):
+        place = _place_of(items[row], slots, items, begin)
+        if slots[place] < 0:
+            slots[place] = row - begin
+    return slots
 
 
 @njit(cache=True, nogil=True)
 def _collect(
-    matrix: tuple[Int64, Int32, Float32],
-    history: tuple[Int32, int, int],
-    weights: Float64,
-    slot_of_item: Int64,
+    stored: tuple[Int64, Int32, Float32],
+    history: tuple[Int32, Float64, int, int],
+    candidates: tuple[Int32, Int32, int],
     sums: Float64,
 ) -> tuple[int, float, float]:
-    """Add up the history rows' scores of marked candidates into `sums` (candidates, 7).
+    """Add up the history rows' scores of the candidates into `sums` (candidates, 7).
 
     Columns: total, highest, second, third, newest, by age, by place. Returns how many history items are
     known, and their two masses.
     """
-    offsets, columns, values = matrix
-    items, start, stop = history
+    offsets, columns, values = stored
+    past, weights, start, stop = history
+    slots, items, begin = candidates
     known, age_mass, place_mass = 0, 0.0, 0.0
     for row in range(stop - 1, start - 1, -1):
-        item = items[row]
+        item = past[row]
         if not 0 <= item < len(offsets) - 1:
             continue
         newest = known == 0
@@ -188,60 +241,60 @@ def _collect(
         age_mass += weights[row, 0]
         place_mass += weights[row, 1]
         for place in range(offsets[item], offsets[item + 1]):
-            slot = slot_of_item[columns[place]]
-            if slot < 0:
-                continue
-            score = np.float64(values[place])
-            total = sums[slot]
-            total[0] += score
-            if score > total[1]:
-                total[1], total[2], total[3] = score, total[1], total[2]
-            elif score > total[2]:
-                total[2], total[3] = score, total[2]
-            elif score > total[3]:
-                total[3] = score
-            if newest:
-                total[4] = score
-            total[5] += weights[row, 0] * score
-            total[6] += weights[row, 1] * score
+            slot = slots[_place_of(columns[place], slots, items, begin)]
+            if slot >= 0:
+                score = np.float64(values[place])
+                _take(score, weights[row, 0] * score, weights[row, 1] * score, newest, sums[slot])
     return known, age_mass, place_mass
 
 
 @njit(cache=True, nogil=True)
+def _take(score: float, by_age: float, by_place: float, newest: bool, total: Float64) -> None:
+    total[0] += score
+    if score > total[1]:
+        total[1], total[2], total[3] = score, total[1], total[2]
+    elif score > total[2]:
+        total[2], total[3] = score, total[2]
+    elif score > total[3]:
+        total[3] = score
+    if newest:
+        total[4] = score
+    total[5] += by_age
+    total[6] += by_place
+
+
+@njit(cache=True, nogil=True)
 def _sparse(
-    matrix: tuple[Int64, Int32, Float32],
+    stored: tuple[Int64, Int32, Float32],
     candidates: tuple[Int64, Int32],
-    spans: tuple[Int64, Int64],
-    history_items: Int32,
-    weights: Float64,
+    past: tuple[Int64, Int64, Int32, Float64],
     as_mean: bool,
-    out: Float32,
+    columns: Int64,
+    matrix: Float32,
 ) -> None:
     """As `_dense` for stored scores, which must not be negative; what is not stored is 0."""
     offsets, items = candidates
-    starts, stops = spans
-    size = len(matrix[0]) - 1
-    slot_of_item = np.full(size, -1, np.int64)
+    starts, stops, history_items, weights = past
+    size = len(stored[0]) - 1
+    found = np.empty(_WAYS, np.float32)
     for request in range(len(starts)):
         begin, end = offsets[request], offsets[request + 1]
-        for row in range(begin, end):
-            if 0 <= items[row] < size:
-                slot_of_item[items[row]] = row - begin
+        slots = _slots_of(items, begin, end)
         sums = np.zeros((end - begin, 7), np.float64)
-        history = (history_items, starts[request], stops[request])
-        known, age_mass, place_mass = _collect(matrix, history, weights, slot_of_item, sums)
+        history = (history_items, weights, starts[request], stops[request])
+        known, age_mass, place_mass = _collect(stored, history, (slots, items, begin), sums)
+        if known == 0:
+            continue
         for row in range(begin, end):
-            if known == 0 or not 0 <= items[row] < size:
+            if not 0 <= items[row] < size:
                 continue
-            total = sums[slot_of_item[items[row]]]
-            out[row, 0] = total[0] / known
-            out[row, 1] = total[1]
-            out[row, 2] = (total[1] + total[2] + total[3]) / min(known, 3)
-            out[row, 3] = total[4]
-            _write_weighted(total[5], age_mass, total[6], place_mass, as_mean, out[row])
-        for row in range(begin, end):
-            if 0 <= items[row] < size:
-                slot_of_item[items[row]] = -1
+            total = sums[slots[_place_of(items[row], slots, items, begin)]]
+            found[0] = total[0] / known
+            found[1] = total[1]
+            found[2] = (total[1] + total[2] + total[3]) / min(known, 3)
+            found[3] = total[4]
+            _write_weighted(total[5], age_mass, total[6], place_mass, as_mean, found)
+            _write(found, columns, row, matrix)
 
 
 @njit(cache=True, nogil=True)

@@ -49,19 +49,35 @@ def _clear(begin: int, end: int, columns: Int64, matrix: Float32) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _sort_key(value: float) -> np.int64:
+    """32 bits that ascend as float32 values do: those of negative numbers turned over."""
+    bits = np.int64(np.float32(value).view(np.uint32))
+    return np.int64(0xFFFFFFFF) - bits if bits >> 31 else bits + np.int64(0x80000000)
+
+
+@njit(cache=True, nogil=True)
 def _ascending(values: Float64) -> Int64:
-    """Places in ascending order of value, by Shell sort: argsort would take seconds to compile."""
-    order = np.arange(len(values))
-    gap = len(values) // 2
-    while gap > 0:
-        for right in range(gap, len(order)):
-            place = order[right]
-            left = right
-            while left >= gap and values[order[left - gap]] > values[place]:
-                order[left] = order[left - gap]
-                left -= gap
-            order[left] = place
-        gap = 1 if gap == 2 else gap * 5 // 11
+    """Places in ascending order of value, equal ones as they stand: a radix sort, a byte at a time.
+
+    The values are those of a float32 column, without NaN.
+    """
+    count = len(values)
+    keys, order = np.empty(count, np.int64), np.arange(count)
+    for place in range(count):
+        keys[place] = _sort_key(values[place])
+    moved = np.empty(count, np.int64)
+    for shift in range(0, 32, 8):
+        starts = np.zeros(257, np.int64)
+        for place in range(count):
+            starts[(keys[place] >> shift & 255) + 1] += 1
+        for byte in range(256):
+            starts[byte + 1] += starts[byte]
+        for nth in range(count):
+            place = order[nth]
+            at = keys[place] >> shift & 255
+            moved[starts[at]] = place
+            starts[at] += 1
+        order, moved = moved, order
     return order
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -20,12 +21,15 @@ from numpy.typing import NDArray
 from recsys.errors import RecsysError
 from recsys.events import Float32, Float64, Int32
 
+UInt32 = NDArray[np.uint32]
+
 NODE = np.dtype([("threshold", "f4"), ("feature", "i4"), ("left", "i4"), ("right", "i4"), ("missing", "i4")])
 """A decision: left where the value is at most the threshold, `missing` where it is NaN; ~leaf ends it."""
 
 _CATEGORICAL, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2
 _MISSING_IS_NONE, _MISSING_IS_ZERO, _MISSING_IS_NAN = range(3)
-_ROWS = 256
+_ROWS = 64
+_ROWS_A_THREAD = 256
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,18 @@ class Forest:
             raise ValueError(f"the trees read {len(self.features)} columns, not {matrix.shape[1:]}")
         matrix = np.ascontiguousarray(matrix, np.float32)
         out = np.zeros(len(matrix))
-        if threads <= 1 or len(matrix) < threads * _ROWS:
-            _add_up(self.nodes, self.leaves, self.roots, matrix, out)
+        if threads <= 1 or len(matrix) < threads * _ROWS_A_THREAD:
+            _add_up(self._steps, matrix, out)
             return out
         bounds = np.linspace(0, len(matrix), threads + 1).astype(int)
         parts = [slice(first, last) for first, last in pairwise(bounds)]
         with ThreadPoolExecutor(threads) as pool:
-            list(
-                pool.map(
-                    lambda rows: _add_up(self.nodes, self.leaves, self.roots, matrix[rows], out[rows]), parts
-                )
-            )
+            list(pool.map(lambda rows: _add_up(self._steps, matrix[rows], out[rows]), parts))
         return out
+
+    @cached_property
+    def _steps(self) -> _Steps:
+        return _steps_of(self)
 
 
 @dataclass(frozen=True)
@@ -179,43 +183,96 @@ def _joined(features: tuple[str, ...], trees: list[_Tree]) -> Forest:
     return Forest(features, nodes, np.concatenate([np.zeros(0), *(tree.leaves for tree in trees)]), roots)
 
 
-@njit(cache=True, nogil=True)
-def _step(nodes: NDArray[np.void], node: int, value: float) -> int:
-    if value <= nodes[node].threshold:
-        return nodes[node].left
-    if value == value:
-        return nodes[node].right
-    return nodes[node].missing
+class _Steps(NamedTuple):
+    """The same trees for the kernel: the children of a node lie side by side, and a leaf leads to itself.
+
+    So every row takes as many steps as its tree is deep, without a branch that could be guessed wrongly.
+
+    Attributes:
+        threshold: (places,) infinity for a leaf.
+        feature: (places,) times `_ROWS`, where the column begins in a transposed block of rows.
+        left: (places,) place of the left child, doubled; its last bit says that NaN goes left.
+        value: (places,) of a leaf.
+        roots, depth: (trees,) place of the root, and longest way down.
+    """
+
+    threshold: Float32
+    feature: UInt32
+    left: UInt32
+    value: Float64
+    roots: UInt32
+    depth: Int32
+
+
+def _steps_of(forest: Forest) -> _Steps:
+    """Each tree level by level."""
+    places, trees = len(forest.nodes) + len(forest.leaves), len(forest)
+    steps = _Steps(
+        np.full(places, np.inf, np.float32),
+        np.zeros(places, np.uint32),
+        np.zeros(places, np.uint32),
+        np.zeros(places),
+        np.zeros(trees, np.uint32),
+        np.zeros(trees, np.int32),
+    )
+    _lay_out(forest.nodes, forest.leaves, forest.roots, steps)
+    return steps
 
 
 @njit(cache=True, nogil=True)
-def _walk(nodes: NDArray[np.void], node: int, values: Float32) -> int:
-    while node >= 0:
-        node = _step(nodes, node, values[nodes[node].feature])
-    return ~node
+def _lay_out(
+    nodes: NDArray[np.void],
+    leaves: Float64,
+    roots: Int32,
+    steps: _Steps,
+) -> None:
+    threshold, feature, left, value, starts, depth = steps
+    waiting, level = np.empty(len(value), np.int64), np.zeros(len(value), np.int32)
+    used = 0
+    for tree in range(len(roots)):
+        place = used
+        starts[tree], waiting[used] = used, roots[tree]
+        used += 1
+        while place < used:
+            node = waiting[place]
+            depth[tree] = level[place]
+            if node < 0:
+                value[place], left[place] = leaves[~node], 2 * place + 1
+            else:
+                one = nodes[node]
+                threshold[place], feature[place] = one.threshold, one.feature * _ROWS
+                left[place] = 2 * used + (1 if one.missing == one.left else 0)
+                waiting[used], waiting[used + 1] = one.left, one.right
+                level[used] = level[used + 1] = level[place] + 1
+                used += 2
+            place += 1
 
 
 @njit(cache=True, nogil=True)
-def _add_up(nodes: NDArray[np.void], leaves: Float64, roots: Int32, matrix: Float32, out: Float64) -> None:
-    """Adds to `out` (rows,). Four rows walk a tree side by side: their cache misses overlap."""
+def _add_up(steps: _Steps, matrix: Float32, out: Float64) -> None:
+    """Adds to `out` (rows,), tree after tree, for `_ROWS` rows at a time that take each step together."""
+    block = np.zeros(matrix.shape[1] * _ROWS, np.float32)
     for first in range(0, len(matrix), _ROWS):
         last = min(first + _ROWS, len(matrix))
-        fours = first + (last - first) // 4 * 4
-        for root in roots:
-            for row in range(first, fours, 4):
-                a = b = c = d = root
-                while a >= 0 or b >= 0 or c >= 0 or d >= 0:
-                    if a >= 0:
-                        a = _step(nodes, a, matrix[row, nodes[a].feature])
-                    if b >= 0:
-                        b = _step(nodes, b, matrix[row + 1, nodes[b].feature])
-                    if c >= 0:
-                        c = _step(nodes, c, matrix[row + 2, nodes[c].feature])
-                    if d >= 0:
-                        d = _step(nodes, d, matrix[row + 3, nodes[d].feature])
-                out[row] += leaves[~a]
-                out[row + 1] += leaves[~b]
-                out[row + 2] += leaves[~c]
-                out[row + 3] += leaves[~d]
-            for row in range(fours, last):
-                out[row] += leaves[_walk(nodes, root, matrix[row])]
+        for row in range(first, last):
+            for column in range(matrix.shape[1]):
+                block[column * _ROWS + row - first] = matrix[row, column]
+        _add_block(steps, block, out[first:last])
+
+
+@njit(cache=True, nogil=True)
+def _add_block(steps: _Steps, block: Float32, out: Float64) -> None:
+    """Places are unsigned: numba then leaves out the code for negative ones, which is a third of the time."""
+    threshold, feature, left, value, roots, depth = steps
+    place, one = np.empty(_ROWS, np.uint32), np.uint32(1)
+    for tree in range(len(roots)):
+        place[:] = roots[tree]
+        for _ in range(depth[tree]):
+            for row in range(_ROWS):
+                at = place[row]
+                x = block[feature[at] + np.uint32(row)]
+                right = np.uint32(0) if x <= threshold[at] else one
+                right = right if x == x else one - (left[at] & one)
+                place[row] = (left[at] >> one) + right
+        for row in range(len(out)):
+            out[row] += value[place[row]]

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from recsys.cold_start import rungs
 from recsys.events import Bool, Float32, Float64, Int32, Int64
 from recsys.newcomers import with_newcomers
-from recsys.pairs import DensePairs, SparsePairs, known_rows
+from recsys.pairs import DensePairs, SparsePairs
 from recsys.ranked import Ranked, top_ranked
 from recsys.ranking import Ranker
 from recsys.relevance import ProjectedItems, RelevanceHead
 from recsys.requests import HistoryBatch, Requests
 from recsys.reranking import Reranker
 from recsys.retrieval import Retriever, Seen
+from recsys.row_scores import row_scores
 
 Progress = Callable[[int, int], None]
 Pairs = Mapping[str, DensePairs | SparsePairs]
@@ -124,13 +125,14 @@ class Recommender:
 
     def als_scores(self, requests: Requests, history: HistoryBatch) -> Float32:
         """(rows,) folded-in user vector times item factors; NaN where either is unknown."""
-        factors = self.retriever.collaborative.factors
-        users = self.retriever.collaborative.fold_in(history, self.retriever.weights)
-        owner, item = requests.request_of_row(), np.maximum(requests.item_index, 0)
-        scores = np.einsum("ij,ij->i", users[owner], factors[item], optimize=False)
-        in_catalogue = (requests.item_index >= 0) & self.retriever.collaborative.pairs.known[item]
-        known = known_rows(users)[owner] & in_catalogue
-        return np.where(known, scores, np.nan).astype(np.float32)
+        collaborative = self.retriever.collaborative
+        users = collaborative.fold_in(history, self.retriever.weights)
+        known = collaborative.pairs.known
+        return row_scores(requests, users, collaborative.factors, known, self._no_bias)
+
+    @cached_property
+    def _no_bias(self) -> Float32:
+        return np.zeros(len(self.retriever.collaborative.factors), np.float32)
 
     def matrix(self, requests: Requests, reading: Reading, *, text: bool = True) -> Float32:
         """Feature matrix (rows, features) of the requests' candidates.

@@ -22,6 +22,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -32,7 +33,7 @@ from safetensors.numpy import save as save_safetensors
 from recsys.calibration import Calibration
 from recsys.errors import RecsysError
 from recsys.events import Float32, Int32, Int64, concatenated_ranges, lengths_to_offsets
-from recsys.relevance_kernel import LANES, KernelItems, KernelLog, KernelWeights, score_requests
+from recsys.relevance_kernel import LANES, KernelItems, KernelLog, KernelWeights, score_requests, weigh_events
 from recsys.relevance_weights import AGE_SLOTS, PLACE_SLOTS, HeadConfig, HeadWeights, check_weights
 from recsys.requests import HistoryBatch, Requests
 
@@ -58,6 +59,11 @@ class ProjectedItems:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    @cached_property
+    def kernel_items(self) -> KernelItems:
+        """The same arrays, as the kernel takes them."""
+        return KernelItems(self.vectors, self.candidate, self.history, self.hidden, self.prior)
 
     def tables(self) -> tuple[Float32, ...]:
         """All arrays, whose first axis is the item."""
@@ -158,16 +164,13 @@ class RelevanceHead:
     ) -> Float32:
         """Uncalibrated log-odds, shape (rows,)."""
         _check_rows(requests, history, items)
-        slots = HistorySlots.of(history, self.config.history_limit, len(self.weights.event_type))
+        events = (history.offsets, history.item_index, history.type_index, history.age_s)
         log = KernelLog(
             requests.offsets,
             requests.item_index,
-            slots.offsets,
-            slots.item_index,
-            self._event_bias(slots),
+            *weigh_events(*events, self.config.history_limit, self._biases),
         )
-        weights = _parameters(self.weights)
-        tables = KernelItems(items.vectors, items.candidate, items.history, items.hidden, items.prior)
+        weights, tables = self._kernel_weights, items.kernel_items
         out = np.empty(requests.rows, np.float32)
         bounds = _even_parts(requests.offsets, threads)
         if len(bounds) == 2:
@@ -182,10 +185,14 @@ class RelevanceHead:
                 part.result()
         return out
 
-    def _event_bias(self, slots: HistorySlots) -> Float32:
-        """(events,) what recency and event type add to the attention logit."""
-        kinds = np.append(self.weights.event_type, np.float32(0.0))
-        return self.weights.age[slots.age] + self.weights.place[slots.place] + kinds[slots.event_type]
+    @cached_property
+    def _kernel_weights(self) -> KernelWeights:
+        return _parameters(self.weights)
+
+    @cached_property
+    def _biases(self) -> tuple[Float32, Float32, Float32]:
+        """What age, place and event type add to the attention logit; the last type is an unknown one."""
+        return self.weights.age, self.weights.place, np.append(self.weights.event_type, np.float32(0.0))
 
     def calibrated(self, calibration: Calibration) -> RelevanceHead:
         """The same head with another map from logit to probability."""

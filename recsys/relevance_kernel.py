@@ -5,12 +5,14 @@ It knows arrays only. What they mean, and how they are made, stands in `relevanc
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from recsys.events import Float32, Int32, Int64
+from recsys.events import Float32, Float64, Int32, Int64
+from recsys.exponential import exp32
 
 REORDER = {"reassoc", "contract", "nsz"}
 """Sums may be vectorised: the order of adding is fixed when the kernel is compiled, not by its input."""
@@ -66,6 +68,38 @@ class _History(NamedTuple):
 # as much as a hundred multiplications, once a request instead of once a row.
 
 
+@njit(cache=True, nogil=True)
+def weigh_events(
+    offsets: Int64,
+    item_index: Int32,
+    type_index: Int32,
+    age_s: Float64,
+    limit: int,
+    biases: tuple[Float32, Float32, Float32],
+) -> tuple[Int64, Int32, Float32]:
+    """The newest `limit` events of each history, (r + 1,) and (events,), with their attention bias (events,).
+
+    As `relevance.HistorySlots` sorts them into slots; `biases` are those of age, of place, and of the event
+    types, whose last one is for types that the head does not know.
+    """
+    of_age, of_place, of_type = biases
+    kept = np.zeros(len(offsets), np.int64)
+    for q in range(len(offsets) - 1):
+        kept[q + 1] = kept[q] + min(offsets[q + 1] - offsets[q], limit)
+    items, bias = np.empty(kept[-1], np.int32), np.empty(kept[-1], np.float32)
+    for q in range(len(offsets) - 1):
+        for place in range(kept[q + 1] - kept[q]):
+            row, to = offsets[q + 1] - 1 - place, kept[q + 1] - 1 - place
+            age = min(math.log2(max(age_s[row], 0.0) / 3600.0 + 1.0), len(of_age) - 1.0)
+            nth = min(math.log2(place + 1.0), len(of_place) - 1.0)
+            kind = type_index[row]
+            if not 0 <= kind < len(of_type) - 1:
+                kind = len(of_type) - 1
+            items[to] = item_index[row]
+            bias[to] = of_age[int(age)] + of_place[int(nth)] + of_type[kind]
+    return kept, items, bias
+
+
 @njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
 def _dots(vector: Float32, rows: Float32, count: int, out: Float32) -> None:
     """out[j] = vector · rows[j] for j < count, LANES rows at a time."""
@@ -102,16 +136,17 @@ def _attend(
             logit[j] = scale * similarity[j] + cross * logit[j] + bias[j]
             total += similarity[j]
             best, top = max(best, similarity[j]), max(top, logit[j])
-        share = np.exp(empty - top)
+        share = exp32(empty - top)
         mass, attended = share, np.float32(0.0)
         for i in range(dim):
             pooled[row, i] = share * null[i]
         for j in range(events):
-            share = np.exp(logit[j] - top)
-            mass += share
-            attended += share * similarity[j]
+            logit[j] = exp32(logit[j] - top)
+        for j in range(events):
+            mass += logit[j]
+            attended += logit[j] * similarity[j]
             for i in range(dim):
-                pooled[row, i] += share * keys[j, i]
+                pooled[row, i] += logit[j] * keys[j, i]
         for i in range(dim):
             pooled[row, i] /= mass
         out[row] = length

@@ -13,7 +13,7 @@ import numpy as np
 from features.reading import Reading
 from recsys.cold_start import RUNGS
 from recsys.errors import EXIT_NO_INPUT, RecsysError
-from recsys.events import Bool, Float32, Float64, Int64
+from recsys.events import Bool, Float32, Float64, Int32, Int64
 from recsys.requests import HistoryBatch, Requests, source_mask, source_names
 from recsys.retrieval import Seen
 from recsys.retrieval.sources import popular_scores
@@ -35,6 +35,7 @@ AHEAD_S = 300.0
 """A request may name a moment so far ahead of the clock."""
 
 _EVER = np.iinfo(np.int64).max
+_NO_ROWS: Int32 = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -47,27 +48,52 @@ class Scored:
     matrix: Float32 | None
 
 
+@dataclass(frozen=True)
+class Slate:
+    """The candidates of a request, each id once, where it stood first.
+
+    Attributes:
+        ids: as they came.
+        hint: (rows,) the retriever's score, 0 for none.
+        source: (rows,) bit mask of the retrievers.
+        names: of the retrievers; empty where no candidate names any.
+    """
+
+    ids: list[int | str]
+    hint: Float64
+    source: Int32
+    names: list[str]
+
+    @classmethod
+    def of(cls, candidates: Sequence[int | str | Candidate]) -> Slate:
+        """Plain ids and objects, mixed as they may be."""
+        if not any(type(each) is Candidate for each in candidates):
+            ids: list[int | str] = list(dict.fromkeys(candidates))  # type: ignore[arg-type]
+            return cls(ids, np.zeros(len(ids)), np.zeros(len(ids), np.int32), [])
+        found: dict[int | str, Candidate] = {}
+        for each in candidates:
+            candidate = each if isinstance(each, Candidate) else Candidate(id=each)
+            found.setdefault(candidate.id, candidate)
+        hints = [0.0 if each.score is None else each.score for each in found.values()]
+        names = [each.source for each in found.values()]
+        return cls(list(found), np.array(hints), source_mask(names), names)
+
+
 def rank(live: LiveModel, request: RankRequest, now: float, level: Level = Level.FULL) -> Ranking:
     """Order the candidates of a request: by score, then by the retriever's, then by row; unknown items too.
 
     Raises:
         RecsysError: `timestamp_out_of_range`.
     """
-    candidates = _distinct(request.candidates)
-    rows = live.items.find_all([each.id for each in candidates])
-    sources = source_mask([each.source for each in candidates])
-    requests = _request(live, request.user_id, _moment(live, request.timestamp, now))
-    requests = Requests.of(
-        requests.user_index, requests.timestamp, requests.known, (_span(len(rows)), rows), sources
-    )
+    found = Slate.of(request.candidates)
+    rows = live.items.find_all(found.ids)
+    requests = _request(live, request.user_id, _moment(live, request.timestamp, now), rows, found.source)
     scored = _scored(live, requests, request.history, level)
-    hints = np.array([0.0 if each.score is None else each.score for each in candidates])
-    order = np.lexsort((np.arange(len(rows)), rows, -hints, -scored.scores))[: request.k]
+    order = np.lexsort((rows, -found.hint, -scored.scores))[: request.k]
+    scores = scored.scores[order].tolist()
     items = [
-        RankedItem(
-            id=candidates[row].id, score=float(scored.scores[row]), rank=place, source=candidates[row].source
-        )
-        for place, row in enumerate(order.tolist(), start=1)
+        RankedItem(id=found.ids[row], score=score, rank=place, source=found.names[row] if found.names else "")
+        for place, (row, score) in enumerate(zip(order.tolist(), scores, strict=True), start=1)
     ]
     if request.explain:
         items = _explained(live, scored, order, items)
@@ -134,15 +160,6 @@ def similar(live: LiveModel, request: SimilarRequest) -> Similar:
     return Similar(items=items, model=live.name, degraded=reason is not None, degraded_reason=reason)
 
 
-def _distinct(candidates: Sequence[int | str | Candidate]) -> list[Candidate]:
-    """Candidates as objects, each id once, where it stood first."""
-    found: dict[int | str, Candidate] = {}
-    for each in candidates:
-        candidate = each if isinstance(each, Candidate) else Candidate(id=each)
-        found.setdefault(candidate.id, candidate)
-    return list(found.values())
-
-
 def _moment(live: LiveModel, asked: float | None, now: float) -> float:
     """The moment that counts: what the version knew cannot be forgotten, nor what will be known be told."""
     if asked is None:
@@ -154,14 +171,16 @@ def _moment(live: LiveModel, asked: float | None, now: float) -> float:
     return asked
 
 
-def _request(live: LiveModel, user_id: str | int | None, moment: float) -> Requests:
-    """One request without candidates."""
-    return Requests.of(
-        np.array([live.users.find(user_id)], np.int32),
-        np.array([moment]),
-        np.array([_EVER]),
-        (_span(0), np.zeros(0, np.int32)),
-    )
+def _request(
+    live: LiveModel,
+    user_id: str | int | None,
+    moment: float,
+    rows: Int32 = _NO_ROWS,
+    source: Int32 | None = None,
+) -> Requests:
+    """One request with these candidates."""
+    user = np.array([live.users.find(user_id)], np.int32)
+    return Requests.of(user, np.array([moment]), np.array([_EVER]), (_span(len(rows)), rows), source)
 
 
 def _span(rows: int) -> Int64:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from features.declaration import AGGREGATES, HistorySimilarity
-from features.similarity import history_similarity
+from features.similarity import WeighedHistory, write_similarity
 from features.slate import compare_in_slate
 from recsys.events import lengths_to_offsets
 from recsys.pairs import DensePairs, SparsePairs
@@ -73,6 +73,14 @@ def naive(declaration, table, known, requests, history) -> np.ndarray:
     return out
 
 
+def similarity(declaration, pairs, requests, history):
+    """(rows, 6) what is written for a declaration."""
+    out = np.full((requests.rows, len(AGGREGATES)), np.nan, np.float32)
+    weighed = WeighedHistory.of(declaration, history, WEIGHTS.astype(np.float64)[history.type_index])
+    write_similarity(declaration, pairs, requests, weighed, np.arange(len(AGGREGATES)), out)
+    return out
+
+
 @pytest.mark.parametrize("scores", [dense_scores, sparse_scores])
 @pytest.mark.parametrize("weighted", ["mean", "sum"])
 @settings(max_examples=25)
@@ -81,7 +89,7 @@ def test_aggregates_equal_their_definition(scores, weighted, seed, limit):
     declaration = HistorySimilarity("s", "text", AGGREGATES, weighted, limit, 7.0, 0.8)
     requests, history = make_batch(seed)
     pairs, table, known = scores(seed)
-    found = history_similarity(declaration, pairs, requests, history, WEIGHTS)
+    found = similarity(declaration, pairs, requests, history)
     expected = naive(declaration, table, known, requests, history)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -96,7 +104,7 @@ def test_an_empty_history_and_an_unknown_candidate_have_no_similarity(scores):
         np.array([0, 0, 1]), np.array([3], np.int32), np.array([0], np.int32), np.array([0.0])
     )
     declaration = HistorySimilarity("s", "text", AGGREGATES)
-    assert np.isnan(history_similarity(declaration, pairs, requests, history, WEIGHTS)).all()
+    assert np.isnan(similarity(declaration, pairs, requests, history)).all()
 
 
 def compare(values, offsets):
