@@ -60,26 +60,29 @@ def _oldest(created: float, acted: float, shown: float) -> float:
 
 @njit(cache=True, nogil=True)
 def _run(lines: Int64, constants: Float64, states: Float32, out: Float32) -> None:
-    for row in range(len(states)):
-        for number in range(len(lines)):
-            operation, column = lines[number, 0], lines[number, 1]
-            constant = constants[number]
-            a = np.float64(states[row, lines[number, 2]])
-            value: float = a
-            if operation == _LOG1P:
-                value = math.log1p(a)
-            elif operation == _RATIO:
-                value = _ratio(a, np.float64(states[row, lines[number, 3]]) + constant)
-            elif operation == _RATE:
-                shown = np.float64(states[row, lines[number, 3]])
-                overall = _ratio(
-                    np.float64(states[row, lines[number, 4]]), np.float64(states[row, lines[number, 5]])
-                )
-                value = _ratio(a + constant * overall, shown + constant)
-            elif operation == _OLDEST:
-                value = _oldest(
-                    a,
-                    np.float64(states[row, lines[number, 3]]),
-                    np.float64(states[row, lines[number, 4]]),
-                )
-            out[row, column] = value
+    """Line by line; rows that read the same as the one before, as those of one user do, get the same."""
+    for number in range(len(lines)):
+        operation, column, constant = lines[number, 0], lines[number, 1], constants[number]
+        first, second, third, fourth = lines[number, 2], lines[number, 3], lines[number, 4], lines[number, 5]
+        a_before = b_before = c_before = d_before = np.float32(math.nan)
+        for row in range(len(states)):
+            a, b, c, d = states[row, first], states[row, second], states[row, third], states[row, fourth]
+            if a == a_before and b == b_before and c == c_before and d == d_before:
+                out[row, column] = out[row - 1, column]
+            else:
+                out[row, column] = _value(operation, constant, a, b, c, d)
+            a_before, b_before, c_before, d_before = a, b, c, d
+
+
+@njit(cache=True, nogil=True)
+def _value(operation: int, constant: float, a: float, b: float, c: float, d: float) -> float:
+    x, y = np.float64(a), np.float64(b)
+    if operation == _LOG1P:
+        return math.log1p(x)
+    if operation == _RATIO:
+        return _ratio(x, y + constant)
+    if operation == _RATE:
+        return _ratio(x + constant * _ratio(np.float64(c), np.float64(d)), y + constant)
+    if operation == _OLDEST:
+        return _oldest(x, y, np.float64(c))
+    return x

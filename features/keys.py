@@ -94,15 +94,6 @@ class ItemTable:
             "user_item": _pair(user, item),
         }
 
-    def created(self, item_index: Int32) -> Float64:
-        """(rows,) created_at of each item, NaN for an unknown one."""
-        known = (item_index >= 0) & (item_index < len(self))
-        if known.all():
-            return self.created_at[item_index]
-        found = np.full(len(item_index), np.nan)
-        found[known] = self.created_at[item_index[known]]
-        return found
-
 
 def _grown(column: Array, size: int) -> Array:
     grown: Array = np.empty(size, column.dtype)  # type: ignore[assignment]

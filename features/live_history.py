@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from recsys.events import Float64, Int32, Int64, concatenated_ranges, lengths_to_offsets
@@ -48,14 +49,8 @@ class LiveHistories:
 
     def read(self, requests: Requests) -> HistoryBatch:
         """The last `limit` events of each request's user; nothing for an unknown user."""
-        valid = (requests.user_index >= 0) & (requests.user_index < len(self))
-        user = np.where(valid, requests.user_index, 0)
-        if not len(self):
-            nothing = np.zeros(len(requests), np.int64)
-            return self._batch(nothing, nothing, requests.timestamp)
-        stop = self._stop[user]
-        start = np.where(valid, np.maximum(self._start[user], stop - self.limit), stop)
-        return self._batch(start, stop, requests.timestamp)
+        places, columns = (self._start, self._stop), (self._item, self._type, self._timestamp)
+        return HistoryBatch(*_read(requests.user_index, requests.timestamp, places, columns, self.limit))
 
     def compact(self) -> tuple[Int64, tuple[Int32, NDArray[np.int8], Float64]]:
         """The constructor's arguments, without the gaps and without events beyond the limit."""
@@ -63,16 +58,6 @@ class LiveHistories:
         rows = concatenated_ranges(start, self._stop)
         columns = (self._item[rows], self._type[rows], self._timestamp[rows])
         return lengths_to_offsets(self._stop - start), columns
-
-    def _batch(self, start: Int64, stop: Int64, moment: Float64) -> HistoryBatch:
-        rows = concatenated_ranges(start, stop)
-        age = np.repeat(moment, stop - start) - self._timestamp[rows]
-        return HistoryBatch(
-            lengths_to_offsets(stop - start),
-            self._item[rows],
-            self._type[rows].astype(np.int32),
-            np.maximum(age, 0.0),
-        )
 
     def _add_users(self, users: int) -> None:
         new = np.full(max(users, len(self) * 3 // 2) - len(self), self._used, np.int64)
@@ -100,3 +85,32 @@ class LiveHistories:
         self._item = np.concatenate([self._item, np.zeros(missing, np.int32)])
         self._type = np.concatenate([self._type, np.zeros(missing, np.int8)])
         self._timestamp = np.concatenate([self._timestamp, np.zeros(missing, np.float64)])
+
+
+@njit(cache=True, nogil=True)
+def _read(
+    users: Int32,
+    moments: Float64,
+    places: tuple[Int64, Int64],
+    columns: tuple[Int32, NDArray[np.int8], Float64],
+    limit: int,
+) -> tuple[Int64, Int32, Int32, Float64]:
+    """The fields of a `HistoryBatch`: offsets (r + 1,), items, types and ages of the events."""
+    start, stop = places
+    item, kind, timestamp = columns
+    offsets = np.zeros(len(users) + 1, np.int64)
+    for request in range(len(users)):
+        user = users[request]
+        known = 0 <= user < len(start)
+        offsets[request + 1] = offsets[request] + (min(stop[user] - start[user], limit) if known else 0)
+    found = (
+        np.empty(offsets[-1], np.int32),
+        np.empty(offsets[-1], np.int32),
+        np.empty(offsets[-1], np.float64),
+    )
+    for request in range(len(users)):
+        for to in range(offsets[request], offsets[request + 1]):
+            row = stop[users[request]] - (offsets[request + 1] - to)
+            found[0][to], found[1][to] = item[row], kind[row]
+            found[2][to] = max(moments[request] - timestamp[row], 0.0)
+    return offsets, found[0], found[1], found[2]

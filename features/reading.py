@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from numba import njit
 
 from features.keys import ItemTable
 from features.plan import DAY_S, StatePlan
-from recsys.events import Float32, Int32, Int64, concatenated_ranges, lengths_to_offsets
+from recsys.events import Float32, Float64, Int32, Int64, concatenated_ranges, lengths_to_offsets
 from recsys.requests import HistoryBatch, Requests
 
 
@@ -50,16 +51,34 @@ def fill_catalogue(
     """Write the states that no stream updates: ages of items, and kinds in the history and the slate."""
     for state, column in plan.column.items():
         if state.mark == "created":
-            moment = np.repeat(requests.timestamp, np.diff(requests.offsets))
-            age = moment - items.created(requests.item_index)
-            counters[:, column] = np.maximum(age, 0.0) / DAY_S
+            write_ages(
+                requests.offsets,
+                requests.timestamp,
+                requests.item_index,
+                items.created_at,
+                counters[:, column],
+            )
         elif state.mark == "categories":
             distinct = distinct_codes(history.offsets, history.item_index, items.category, items.most_codes)
             counters[:, column] = np.repeat(distinct, np.diff(requests.offsets))
         elif state.mark == "slate_share":
             codes = items.category if state.key == "category" else items.subcategory
-            rows = (requests.offsets, requests.item_index)
-            counters[:, column] = shares_in_slate(*rows, codes, items.most_codes)
+            counters[:, column] = shares_in_slate(
+                requests.offsets, requests.item_index, codes, items.most_codes
+            )
+
+
+@njit(cache=True, nogil=True)
+def write_ages(
+    offsets: Int64, timestamp: Float64, item_index: Int32, created_at: Float64, out: Float32
+) -> None:
+    """Write the age in days of each row's item at its request's moment into `out` (rows,), NaN if unknown."""
+    for request in range(len(offsets) - 1):
+        for row in range(offsets[request], offsets[request + 1]):
+            item = item_index[row]
+            created = created_at[item] if 0 <= item < len(created_at) else math.nan
+            age = timestamp[request] - created
+            out[row] = (age if not age < 0.0 else 0.0) / DAY_S
 
 
 @njit(cache=True, nogil=True)

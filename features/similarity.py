@@ -15,6 +15,7 @@ from numba import njit
 
 from features.declaration import AGGREGATES, HistorySimilarity
 from features.keys import writable
+from recsys.dot_products import LANES, REORDER, dots
 from recsys.events import Bool, Float32, Float64, Int32, Int64
 from recsys.pairs import DensePairs, SparsePairs
 from recsys.requests import HistoryBatch, Requests
@@ -104,10 +105,10 @@ def weigh_history(
 def _gather_known(
     table: tuple[Float32, Bool], item_index: Int32, start: int, stop: int
 ) -> tuple[Float32, Int64]:
-    """The factors of the known items of rows start..stop-1, and their row numbers."""
+    """The factors of the known items of rows start..stop-1, with room for `dots`, and their row numbers."""
     factors, known = table
-    found = np.empty((stop - start, factors.shape[1]), np.float32)
-    rows = np.empty(stop - start, np.int64)
+    room = (stop - start + LANES - 1) // LANES * LANES
+    found, rows = np.empty((room, factors.shape[1]), np.float32), np.empty(stop - start, np.int64)
     count = 0
     for row in range(start, stop):
         item = item_index[row]
@@ -115,34 +116,44 @@ def _gather_known(
             found[count] = factors[item]
             rows[count] = row
             count += 1
-    return found[:count], rows[:count]
+    found[count:] = np.float32(0.0)
+    return found, rows[:count]
 
 
-@njit(cache=True, nogil=True)
-def _aggregate(scores: Float32, rows: Int64, weights: Float64, as_mean: bool, out: Float32) -> None:
-    """The six aggregates of one candidate's scores, (k,) with k > 0, into `out` (6,)."""
-    total, by_age, by_place, age_mass, place_mass = 0.0, 0.0, 0.0, 0.0, 0.0
-    best, second, third = -np.inf, -np.inf, -np.inf
+@njit(cache=True, nogil=True, fastmath=REORDER)
+def _sums(scores: Float32, weights: Float64) -> tuple[float, float, float]:
+    """The scores' plain sum, and those weighted by age and by place, weights (2, k)."""
+    total, by_age, by_place = 0.0, 0.0, 0.0
     for place in range(len(scores)):
         score = np.float64(scores[place])
         total += score
-        by_age += weights[rows[place], 0] * score
-        by_place += weights[rows[place], 1] * score
-        age_mass += weights[rows[place], 0]
-        place_mass += weights[rows[place], 1]
-        if score > best:
-            best, second, third = score, best, second
-        elif score > second:
-            second, third = score, second
-        elif score > third:
-            third = score
+        by_age += weights[0, place] * score
+        by_place += weights[1, place] * score
+    return total, by_age, by_place
+
+
+@njit(cache=True, nogil=True)
+def _aggregate(scores: Float32, weights: Float64, mass: Float64, as_mean: bool, out: Float32) -> None:
+    """The six aggregates of one candidate's scores, (k,) with k > 0, into `out` (6,)."""
+    best, second, third = np.float32(-np.inf), np.float32(-np.inf), np.float32(-np.inf)
+    for score in scores:
+        if score > third:
+            if score > best:
+                best, second, third = score, best, second
+            elif score > second:
+                second, third = score, second
+            else:
+                third = score
+    total, by_age, by_place = _sums(scores, weights)
     count = len(scores)
-    top = best + (second if count > 1 else 0.0) + (third if count > 2 else 0.0)
+    top = np.float64(best)
+    top += np.float64(second) if count > 1 else 0.0
+    top += np.float64(third) if count > 2 else 0.0
     out[0] = total / count
     out[1] = best
     out[2] = top / min(count, 3)
     out[3] = scores[count - 1]
-    _write_weighted(by_age, age_mass, by_place, place_mass, as_mean, out)
+    _write_weighted(by_age, mass[0], by_place, mass[1], as_mean, out)
 
 
 @njit(cache=True, nogil=True)
@@ -175,6 +186,7 @@ def _dense(
 ) -> None:
     offsets, items = candidates
     starts, stops, history_items, weights = past
+    factors, known = table
     found = np.empty(_WAYS, np.float32)
     for request in range(len(starts)):
         if starts[request] == stops[request]:
@@ -182,11 +194,18 @@ def _dense(
         history, rows = _gather_known(table, history_items, starts[request], stops[request])
         if len(rows) == 0:
             continue
-        shown, places = _gather_known(table, items, offsets[request], offsets[request + 1])
-        scores = np.dot(shown, history.T)
-        for place in range(len(places)):
-            _aggregate(scores[place], rows, weights, as_mean, found)
-            _write(found, columns, places[place], matrix)
+        scores, chosen = np.empty(len(history), np.float32), np.empty((2, len(rows)))
+        mass = np.zeros(2)
+        for place in range(len(rows)):
+            for way in range(2):
+                chosen[way, place] = weights[rows[place], way]
+                mass[way] += chosen[way, place]
+        for row in range(offsets[request], offsets[request + 1]):
+            item = items[row]
+            if 0 <= item < len(known) and known[item]:
+                dots(factors[item], history, len(rows), scores)
+                _aggregate(scores[: len(rows)], chosen, mass, as_mean, found)
+                _write(found, columns, row, matrix)
 
 
 @njit(cache=True, nogil=True)

@@ -10,9 +10,10 @@ popular     nothing is known of the user
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from recsys.events import Bool, Int32
+from recsys.events import Bool, Int32, Int64
 from recsys.requests import HistoryBatch
 
 RUNGS = ("personal", "folded_in", "content", "category", "popular")
@@ -31,19 +32,35 @@ def rungs(
     `known_users` is (users,); `collaborative_items` and `worded_items` are (items,), whether the
     collaborative model and the encoder know them; `category` is (items,), -1 where missing.
     """
-    item = np.maximum(history.item_index, 0)
-    in_catalogue = history.item_index >= 0
-    collaborative = _any(history, in_catalogue & collaborative_items[item])
-    content = _any(history, in_catalogue & worded_items[item])
-    categorised = _any(history, in_catalogue & (category[item] >= 0))
-    trained = (user_index >= 0) & (user_index < len(known_users))
-    trained &= known_users[np.where(trained, user_index, 0)] if len(known_users) else False
-    conditions = [trained & collaborative, collaborative, content, categorised]
-    chosen = np.select(conditions, [0, 1, 2, 3], default=4)
-    return chosen.astype(np.int8)
+    found = np.empty(len(history), np.int8)
+    tables = (known_users, collaborative_items, worded_items, category)
+    _climb(user_index, history.offsets, history.item_index, tables, found)
+    return found
 
 
-def _any(history: HistoryBatch, holds: Bool) -> Bool:
-    """(requests,) whether any history event of the request holds."""
-    owner = np.repeat(np.arange(len(history)), np.diff(history.offsets))
-    return np.bincount(owner[holds], minlength=len(history)) > 0
+@njit(cache=True, nogil=True)
+def _climb(
+    user_index: Int32,
+    offsets: Int64,
+    history: Int32,
+    tables: tuple[Bool, Bool, Bool, Int32],
+    found: NDArray[np.int8],
+) -> None:
+    known_users, collaborative, worded, category = tables
+    for request in range(len(found)):
+        best = 4
+        for row in range(offsets[request], offsets[request + 1]):
+            item = history[row]
+            if item < 0:
+                continue
+            if collaborative[item]:
+                best = 1
+                break
+            if worded[item]:
+                best = min(best, 2)
+            elif category[item] >= 0:
+                best = min(best, 3)
+        user = user_index[request]
+        if best == 1 and 0 <= user < len(known_users) and known_users[user]:
+            best = 0
+        found[request] = best

@@ -21,6 +21,7 @@ from recsys.events import Float32, Float64, Int32, Int64
 from recsys.numeric_storage import Storage, load_arrays
 from recsys.pairs import DensePairs, SparsePairs
 from recsys.requests import HistoryBatch
+from recsys.user_memo import UserMemo
 
 _FILE = "collaborative.safetensors"
 
@@ -73,9 +74,16 @@ class Collaborative:
         One ridge solve a request with the item factors fixed (Hu, Koren & Volinsky 2008, eq. 4); the
         confidences of a repeated item add up. `weights` is (types,), the strength of each event type.
         """
+        return self._memo.get(history, lambda: self._solve(history, weights), weights.tobytes())
+
+    def _solve(self, history: HistoryBatch, weights: Float32) -> Float32:
         confidence = self.confidence * weights.astype(np.float64)[history.type_index]
         solved = _fold_in(self.factors, self._gram, history.offsets, history.item_index, confidence)
         return solved.astype(np.float32)
+
+    @cached_property
+    def _memo(self) -> UserMemo:
+        return UserMemo()
 
     @cached_property
     def _gram(self) -> Float64:

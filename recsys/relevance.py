@@ -31,9 +31,10 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from recsys.calibration import Calibration
+from recsys.dot_products import LANES
 from recsys.errors import RecsysError
 from recsys.events import Float32, Int32, Int64, concatenated_ranges, lengths_to_offsets
-from recsys.relevance_kernel import LANES, KernelItems, KernelLog, KernelWeights, score_requests, weigh_events
+from recsys.relevance_kernel import KernelItems, KernelLog, KernelWeights, score_requests, weigh_events
 from recsys.relevance_weights import AGE_SLOTS, PLACE_SLOTS, HeadConfig, HeadWeights, check_weights
 from recsys.requests import HistoryBatch, Requests
 

@@ -11,14 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from recsys.dot_products import LANES, REORDER, dots
 from recsys.events import Float32, Float64, Int32, Int64
 from recsys.exponential import exp32
-
-REORDER = {"reassoc", "contract", "nsz"}
-"""Sums may be vectorised: the order of adding is fixed when the kernel is compiled, not by its input."""
-
-LANES = 4
-"""History events whose dot products with a candidate are taken together."""
 
 
 class KernelLog(NamedTuple):
@@ -101,21 +96,6 @@ def weigh_events(
 
 
 @njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
-def _dots(vector: Float32, rows: Float32, count: int, out: Float32) -> None:
-    """out[j] = vector · rows[j] for j < count, LANES rows at a time."""
-    for j in range(0, count, 4):
-        a, b, c, d = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-        row_a, row_b, row_c, row_d = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
-        for i in range(len(vector)):
-            x = vector[i]
-            a += x * row_a[i]
-            b += x * row_b[i]
-            c += x * row_c[i]
-            d += x * row_d[i]
-        out[j], out[j + 1], out[j + 2], out[j + 3] = a, b, c, d
-
-
-@njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
 def _attend(
     index: Int32, history: _History, items: KernelItems, weights: KernelWeights, pooled: Float32, out: Float32
 ) -> None:
@@ -129,8 +109,8 @@ def _attend(
     length = length_w * np.float32(np.log1p(np.float32(events)))
     for row in range(len(index)):
         item = index[row]
-        _dots(items.vectors[item] if item >= 0 else unknown, history.vectors, events, similarity)
-        _dots(items.candidate[item], keys, events, logit)
+        dots(items.vectors[item] if item >= 0 else unknown, history.vectors, events, similarity)
+        dots(items.candidate[item], keys, events, logit)
         top, total, best = empty, np.float32(0.0), np.float32(-1.0)
         for j in range(events):
             logit[j] = scale * similarity[j] + cross * logit[j] + bias[j]
@@ -170,7 +150,7 @@ def _interact(
             product = pooled[row, i] * items.candidate[item, i]
             inputs[i], inputs[dim + i] = pooled[row, i], product
             total += bilinear[i] * product
-        _dots(inputs, weights.hidden, units, sums)
+        dots(inputs, weights.hidden, units, sums)
         for k in range(units):
             total += output[k] * max(items.hidden[item, k] + sums[k], np.float32(0.0))
         out[row] += total

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numba import njit
 
+from recsys.dot_products import dot
 from recsys.events import Bool, Float32, Int32, Int64
 from recsys.requests import Requests
 
@@ -28,14 +29,6 @@ def row_scores(requests: Requests, users: Float32, items: Float32, known: Bool, 
     return out
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _dot(a: Float32, b: Float32) -> np.float32:
-    total = np.float32(0.0)
-    for i in range(len(a)):
-        total += a[i] * b[i]
-    return total
-
-
 @njit(cache=True, nogil=True)
 def _score(
     offsets: Int64,
@@ -53,6 +46,6 @@ def _score(
         for row in range(offsets[request], offsets[request + 1]):
             item = item_index[row]
             if is_known and item >= 0 and known[item]:
-                out[row] = _dot(users[request], items[item]) + bias[item]
+                out[row] = dot(users[request], items[item]) + bias[item]
             else:
                 out[row] = math.nan

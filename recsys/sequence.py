@@ -34,6 +34,7 @@ from recsys.numeric_storage import Storage, load_arrays
 from recsys.pairs import known_rows
 from recsys.requests import HistoryBatch, Requests
 from recsys.row_scores import row_scores
+from recsys.user_memo import UserMemo
 
 _ARRAYS_FILE, _CONFIG_FILE = "sequence.safetensors", "sequence.json"
 
@@ -147,12 +148,16 @@ class SequenceModel:
         self.items[row] = self.learned[row] + self.embeddings[row] @ self.weights.text
         self.known[row] = self.items[row].any()
         self._inputs[row] = self.items[row] @ self.weights.input + self.weights.input_bias
+        self._memo.clear()
 
     def user_vectors(self, history: HistoryBatch) -> Float32:
         """(requests, d) what each history leads to; zeros where it holds no known item.
 
         A request's vector does not depend on the requests beside it, to the bit.
         """
+        return self._memo.get(history, lambda: self._read_all(history))
+
+    def _read_all(self, history: HistoryBatch) -> Float32:
         weights = self.weights
         return _read(
             self._inputs,
@@ -162,6 +167,10 @@ class SequenceModel:
             np.ascontiguousarray(history.item_index, np.int32),
             self.config.history_limit,
         )
+
+    @cached_property
+    def _memo(self) -> UserMemo:
+        return UserMemo()
 
     def block_scores(self, history: HistoryBatch) -> Float32:
         """(requests, items) score of every item, -inf where the item or the user is unknown."""

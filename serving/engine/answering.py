@@ -67,7 +67,7 @@ class Slate:
     @classmethod
     def of(cls, candidates: Sequence[int | str | Candidate]) -> Slate:
         """Plain ids and objects, mixed as they may be."""
-        if not any(type(each) is Candidate for each in candidates):
+        if Candidate not in set(map(type, candidates)):
             ids: list[int | str] = list(dict.fromkeys(candidates))  # type: ignore[arg-type]
             return cls(ids, np.zeros(len(ids)), np.zeros(len(ids), np.int32), [])
         found: dict[int | str, Candidate] = {}

@@ -36,7 +36,7 @@ class IdRows:
     def find_all(self, ids: Sequence[str | int]) -> Int32:
         """(ids,) rows, likewise."""
         keys = ids
-        if any(isinstance(each, int) != self.integers for each in ids):
+        if not set(map(type, ids)) <= {int if self.integers else str}:
             keys = [self._key(each) for each in ids]  # type: ignore[misc]
         return np.fromiter(map(self._rows.get, keys, repeat(-1)), np.int32, len(ids))
 
