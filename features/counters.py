@@ -1,6 +1,6 @@
 """The kernels of decayed counters: build, find what was known, read, and update one row at a time.
 
-Replay reads by `read_states` what `accumulate` made, the live state by `read_cells` what `apply_rows` made:
+Replay reads by `read_states` what `accumulate` made, the live state by `read_cells` what `apply_cells` made:
 the same arithmetic in the same order (state · e^(-Δt · rate) + weight, float64), so both give the same bits.
 """
 
@@ -205,33 +205,43 @@ def _read_cells(
 
 
 @njit(cache=True, nogil=True)
-def apply_rows(
-    state: Float64,
-    moments: tuple[Float64, Float64],
+def apply_cells(
+    cells: Float64,
+    layout: tuple[Int64, Float64, Int64],
     slots: Int64,
     timestamp: Float64,
     weight: Float64,
-    rates: Float64,
 ) -> None:
-    """Add rows one after another to the live states, in place.
+    """Add rows one after another to the states of one key, in place.
 
-    `moments` is (last, first) by slot, NaN before the first row. A row older than the last one is added
-    with the decay it has had since, which is the same sum in another order.
+    A row older than the last one is added with the decay it has had since, which is the same sum in another
+    order.
+
+    Args:
+        cells: as in `read_cells`.
+        layout: lines and rates as in `read_cells`, and (k,) the tables that these rows update.
+        slots: (rows,) row of each key in `cells`, negative for none.
+        timestamp: (rows,) moments.
+        weight: (k, rows) what each row adds to each table; 0 leaves the table alone.
     """
-    last, first = moments
-    for row in range(len(slots)):
-        slot, now, w = slots[row], timestamp[row], weight[row]
-        if slot < 0:
-            continue
-        if math.isnan(last[slot]):
-            state[slot, :] = w
-            last[slot] = first[slot] = now
-            continue
-        late = now < last[slot]
-        for h in range(len(rates)):
-            if late:
-                state[slot, h] += _decayed(w, last[slot] - now, rates[h])
-            else:
-                state[slot, h] = _decayed(state[slot, h], now - last[slot], rates[h]) + w
-        last[slot] = max(last[slot], now)
-        first[slot] = min(first[slot], now)
+    lines, rates, tables = layout
+    for nth in range(len(tables)):
+        table = tables[nth]
+        begin, width = lines[table, 0], lines[table, 1]
+        end = begin + width
+        for row in range(len(slots)):
+            at, now, w = slots[row], timestamp[row], weight[nth, row]
+            if at < 0 or w == 0.0:
+                continue
+            last = cells[at, end]
+            if math.isnan(last):
+                cells[at, begin:end] = w
+                cells[at, end] = cells[at, end + 1] = now
+                continue
+            for h in range(width):
+                if now < last:
+                    cells[at, begin + h] += _decayed(w, last - now, rates[table, h])
+                else:
+                    cells[at, begin + h] = _decayed(cells[at, begin + h], now - last, rates[table, h]) + w
+            cells[at, end] = max(last, now)
+            cells[at, end + 1] = min(cells[at, end + 1], now)

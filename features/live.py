@@ -7,24 +7,27 @@ read has taken in what was due at its moment, an earlier moment sees it too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from features.builder import Features
-from features.counters import apply_rows, read_cells
+from features.counters import read_cells
 from features.declaration import Key
 from features.keys import ItemTable, KeySpace, writable
 from features.live_files import fill_live, live_files, open_live
 from features.live_history import LiveHistories
-from features.live_tables import Inlet, KeyTable, LogRows
+from features.live_tables import Entry, Inlet, KeyTable, LogRows
 from features.plan import Table
 from features.reading import Reading, fill_catalogue
 from features.replay import Replay, slots_of_rows
 from features.streams import StreamWeights, weights_of
 from recsys.dataset import Dataset
-from recsys.events import Float64, Int32, Int64, concatenated_ranges, lengths_to_offsets
+from recsys.events import Float64, Int32, concatenated_ranges, lengths_to_offsets
 from recsys.requests import Requests
+
+MOST_FRESH = 256
+"""Events that wait for a read at most before they go into the tables together."""
 
 
 class LiveState:
@@ -48,6 +51,11 @@ class LiveState:
         sources = {(table.of_events, table.delay_s) for table in features.plan.tables}
         sources.add((True, features.history_delay_s))
         self.inlets = [Inlet(*source) for source in sorted(sources)]
+        self._fresh: list[Entry] = []
+        self._tables_of: dict[tuple[bool, float], dict[Key, list[Table]]] = {source: {} for source in sources}
+        for table in features.plan.tables:
+            of_key = self._tables_of[table.of_events, table.delay_s]
+            of_key.setdefault(table.key, []).append(table)
 
     @classmethod
     def at(cls, dataset: Dataset, as_of: float, features: Features) -> LiveState:
@@ -66,6 +74,7 @@ class LiveState:
 
     def to_files(self) -> dict[str, bytes]:
         """The files by name. The same state gives the same bytes."""
+        self.settle()
         return live_files(self)
 
     @classmethod
@@ -109,58 +118,62 @@ class LiveState:
         """
         if not 0 <= kind < len(self.weights["any"]):
             raise ValueError(f"event type {kind} is unknown to this state")
-        rows = LogRows.of(timestamp, user, np.array([item], np.int32), kind)
+        self._fresh.append((timestamp, user, item, kind))
+        if len(self._fresh) >= MOST_FRESH:
+            self.settle()
+
+    def settle(self) -> None:
+        """Put what came into the tables, which happens before a read and for many events at a time."""
+        if not self._fresh:
+            return
+        fresh, self._fresh = self._fresh, []
         for inlet in self.inlets:
-            if not inlet.of_events:
-                continue
-            if inlet.delay_s <= 0:
-                self._apply(inlet, rows)
-            else:
-                inlet.push(rows)
+            if inlet.of_events and inlet.delay_s <= 0:
+                self._apply(inlet, LogRows.of(fresh))
+            elif inlet.of_events:
+                for entry in fresh:
+                    inlet.push(entry)
 
     def show(self, user: int, items: Int32, timestamp: float) -> None:
         """Take in one slate; it counts for moments after its own."""
-        rows = LogRows.of(timestamp, user, items)
-        for inlet in self.inlets:
-            if not inlet.of_events:
-                inlet.push(rows)
+        if len(items):
+            for inlet in self.inlets:
+                if not inlet.of_events:
+                    inlet.push((timestamp, user, items, 0))
 
     def add_items(self, category: Int32, subcategory: Int32, created_at: Float64) -> None:
         """Append new items to the catalogue, one row each: codes (-1 missing), created_at (NaN unknown)."""
         self.items.append(category, subcategory, created_at)
 
     def _take_in(self, now: float) -> None:
+        self.settle()
         for inlet in self.inlets:
-            while inlet.is_due(now):
-                self._apply(inlet, inlet.pop())
+            if inlet.is_due(now):
+                self._apply(inlet, inlet.pop(now))
 
     def _apply(self, inlet: Inlet, rows: LogRows) -> None:
         source = (inlet.of_events, inlet.delay_s)
-        slots: dict[Key, Int64] = {}
-        for table in self.features.plan.tables:
-            if (table.of_events, table.delay_s) == source:
-                self._apply_to(table, rows, slots)
+        keys = self.items.keys(rows.user_index, rows.item_index)
+        for key, kept in self.tables.items():
+            tables = self._tables_of[source].get(key)
+            if tables:
+                slots = self.spaces[key].find_or_add(keys[key])
+                kept.reserve(self.spaces[key].size)
+                kept.apply(tables, slots, rows.timestamp, self._weights_of(tables, rows))
         if source == (True, self.features.history_delay_s):
             self._remember(rows)
 
-    def _apply_to(self, table: Table, rows: LogRows, slots: dict[Key, Int64]) -> None:
-        weight = np.ones(len(rows.timestamp))
-        if table.of_events:
-            weight = self.weights[table.stream][rows.type_index]
-            if not weight.all():
-                return
-        space = self.spaces[table.key]
-        if table.key not in slots:
-            keys = self.items.key(table.key, rows.user_index, rows.item_index)
-            slots[table.key] = space.find_or_add(keys)
-        self.tables[table.key].reserve(space.size)
-        state, last, first = self.tables[table.key].part(table)
-        apply_rows(state, (last, first), slots[table.key], rows.timestamp, weight, table.rates)
+    def _weights_of(self, tables: Sequence[Table], rows: LogRows) -> Float64:
+        """(tables, rows) what each row adds to each table."""
+        if not tables[0].of_events:
+            return np.ones((len(tables), len(rows.timestamp)))
+        return np.stack([self.weights[table.stream][rows.type_index] for table in tables])
 
     def _remember(self, rows: LogRows) -> None:
-        user, kind = int(rows.user_index[0]), int(rows.type_index[0])
-        if user >= 0 and self.weights["outcome"][kind] > 0:
-            self.histories.append(user, int(rows.item_index[0]), kind, float(rows.timestamp[0]))
+        chosen = (rows.user_index >= 0) & (self.weights["outcome"][rows.type_index] > 0)
+        for row in np.flatnonzero(chosen).tolist():
+            user, item, kind = (int(c[row]) for c in (rows.user_index, rows.item_index, rows.type_index))
+            self.histories.append(user, item, kind, float(rows.timestamp[row]))
 
     def _read(self, requests: Requests) -> Reading:
         plan = self.features.plan
@@ -203,11 +216,11 @@ def _hold_back(past: Dataset, as_of: float, inlet: Inlet) -> None:
         events = past.events
         first = int(np.searchsorted(events.timestamp, newest, side="right"))
         for row in range(first if inlet.delay_s > 0 else len(events), len(events)):
-            item = events.item_index[row : row + 1]
             user, kind = int(events.user_index[row]), int(events.type_index[row])
-            inlet.push(LogRows.of(float(events.timestamp[row]), user, item, kind))
+            inlet.push((float(events.timestamp[row]), user, int(events.item_index[row]), kind))
     elif past.slates is not None:
         slates = past.slates
         for slate in range(int(np.searchsorted(slates.timestamp, newest, side="left")), len(slates)):
             items = slates.item_index[slates.offsets[slate] : slates.offsets[slate + 1]]
-            inlet.push(LogRows.of(float(slates.timestamp[slate]), int(slates.user_index[slate]), items))
+            if len(items):
+                inlet.push((float(slates.timestamp[slate]), int(slates.user_index[slate]), items, 0))

@@ -103,14 +103,13 @@ def _spaces(sizes: Mapping[str, int], arrays: Arrays) -> dict[Key, KeySpace]:
 
 
 def _put_inlet(name: str, inlet: Inlet, arrays: Arrays) -> None:
-    waiting = [rows for _, _, rows in sorted(inlet.waiting, key=lambda entry: entry[:2])]
-    empty = LogRows.of(0.0, 0, np.zeros(0, np.int32))
+    rows = LogRows.of(inlet.waiting)
     for column in ("timestamp", "user_index", "item_index", "type_index"):
-        arrays[f"{name}.{column}"] = np.concatenate([getattr(rows, column) for rows in [empty, *waiting]])
+        arrays[f"{name}.{column}"] = getattr(rows, column)
 
 
 def _take_inlet(name: str, inlet: Inlet, arrays: Arrays) -> None:
     columns = [arrays[f"{name}.{column}"] for column in ("user_index", "item_index", "type_index")]
     for row, timestamp in enumerate(arrays[f"{name}.timestamp"]):
         user, item, kind = (column[row] for column in columns)
-        inlet.push(LogRows.of(float(timestamp), int(user), np.array([item], np.int32), int(kind)))
+        inlet.push((float(timestamp), int(user), int(item), int(kind)))

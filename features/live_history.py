@@ -39,13 +39,12 @@ class LiveHistories:
             self._add_users(user + 1)
         if self._stop[user] == self._end[user]:
             self._make_room(user)
-        place = self._stop[user]
-        while place > self._start[user] and self._timestamp[place - 1] > timestamp:
-            for column in (self._item, self._type, self._timestamp):
-                column[place] = column[place - 1]
-            place -= 1
-        self._item[place], self._type[place], self._timestamp[place] = item, kind, timestamp
-        self._stop[user] += 1
+        _insert(
+            (self._start, self._stop),
+            (self._item, self._type, self._timestamp),
+            user,
+            (item, kind, timestamp),
+        )
 
     def read(self, requests: Requests) -> HistoryBatch:
         """The last `limit` events of each request's user; nothing for an unknown user."""
@@ -114,3 +113,21 @@ def _read(
             found[0][to], found[1][to] = item[row], kind[row]
             found[2][to] = max(moments[request] - timestamp[row], 0.0)
     return offsets, found[0], found[1], found[2]
+
+
+@njit(cache=True, nogil=True)
+def _insert(
+    places: tuple[Int64, Int64],
+    columns: tuple[Int32, NDArray[np.int8], Float64],
+    user: int,
+    event: tuple[int, int, float],
+) -> None:
+    """Put an event behind those of its user that are not younger; there is room."""
+    start, stop = places
+    item, kind, timestamp = columns
+    place = stop[user]
+    while place > start[user] and timestamp[place - 1] > event[2]:
+        item[place], kind[place], timestamp[place] = item[place - 1], kind[place - 1], timestamp[place - 1]
+        place -= 1
+    item[place], kind[place], timestamp[place] = event
+    stop[user] += 1

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from features.counters import last_known
+from features.counters import apply_cells, last_known
 from features.plan import Table
 from features.replay import TableLog
-from recsys.events import Float64, Int32
+from recsys.events import Float64, Int32, Int64
+
+Entry = tuple[float, int, int | Int32, int]
+"""Moment, user, item or items, and type of event."""
 
 
 class KeyTable:
@@ -40,6 +42,11 @@ class KeyTable:
         place = self._place[table]
         begin, end = self.begin[place], self.begin[place + 1]
         return self.cells[:, begin : end - 2], self.cells[:, end - 2], self.cells[:, end - 1]
+
+    def apply(self, tables: Sequence[Table], slots: Int64, timestamp: Float64, weight: Float64) -> None:
+        """Add rows one after another to some of the tables, with weights (tables, rows); 0 leaves one out."""
+        places = np.array([self._place[table] for table in tables], np.int64)
+        apply_cells(self.cells, (self.layout, self.rates, places), slots, timestamp, weight)
 
     def reserve(self, size: int) -> None:
         """Make room for `size` slots, untouched ones behind the others; views from before are stale then."""
@@ -71,17 +78,18 @@ class LogRows:
     timestamp: Float64
     user_index: Int32
     item_index: Int32
-    type_index: NDArray[np.int8]
+    type_index: Int32
 
     @classmethod
-    def of(cls, timestamp: float, user: int, items: Int32, kind: int = 0) -> LogRows:
-        """One row an item, all of one user and moment."""
-        rows = len(items)
+    def of(cls, entries: Sequence[Entry]) -> LogRows:
+        """The rows of these entries, in their order."""
+        counts = [1 if isinstance(items, int) else len(items) for _, _, items, _ in entries]
+        items = [np.atleast_1d(np.asarray(items, np.int32)) for _, _, items, _ in entries]
         return cls(
-            np.full(rows, timestamp, np.float64),
-            np.full(rows, user, np.int32),
-            np.ascontiguousarray(items, np.int32),
-            np.full(rows, kind, np.int8),
+            np.repeat(np.array([moment for moment, _, _, _ in entries], np.float64), counts),
+            np.repeat(np.array([user for _, user, _, _ in entries], np.int32), counts),
+            np.concatenate([np.zeros(0, np.int32), *items]),
+            np.repeat(np.array([kind for _, _, _, kind in entries], np.int32), counts),
         )
 
 
@@ -95,22 +103,29 @@ class Inlet:
     def __init__(self, of_events: bool, delay_s: float) -> None:
         self.of_events = of_events
         self.delay_s = delay_s
-        self.waiting: list[tuple[float, int, LogRows]] = []
+        self._waiting: list[tuple[float, int, Entry]] = []
         self._arrivals = 0
 
-    def push(self, rows: LogRows) -> None:
-        """Keep rows of one moment; those of equal moments stay in order of arrival."""
-        if len(rows.timestamp):
-            heapq.heappush(self.waiting, (float(rows.timestamp[0]), self._arrivals, rows))
-            self._arrivals += 1
+    @property
+    def waiting(self) -> list[Entry]:
+        """What waits, oldest first; entries of equal moments in order of arrival."""
+        return [entry for _, _, entry in sorted(self._waiting, key=lambda each: each[:2])]
+
+    def push(self, entry: Entry) -> None:
+        """Keep the rows of one moment; those of equal moments stay in order of arrival."""
+        heapq.heappush(self._waiting, (entry[0], self._arrivals, entry))
+        self._arrivals += 1
 
     def is_due(self, now: float) -> bool:
         """Whether anything waiting counts at `now`."""
-        if not self.waiting:
+        if not self._waiting:
             return False
         newest = now - self.delay_s
-        return self.waiting[0][0] <= newest if self.of_events else self.waiting[0][0] < newest
+        return self._waiting[0][0] <= newest if self.of_events else self._waiting[0][0] < newest
 
-    def pop(self) -> LogRows:
-        """The oldest waiting rows."""
-        return heapq.heappop(self.waiting)[2]
+    def pop(self, now: float) -> LogRows:
+        """All rows that count at `now`, oldest first."""
+        due = []
+        while self.is_due(now):
+            due.append(heapq.heappop(self._waiting)[2])
+        return LogRows.of(due)
