@@ -7,14 +7,15 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import count
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from recsys.errors import RecsysError
 from serving.http.bodies import Bodies, ClientGone, Receive
-from serving.http.door import ANY, Door
-from serving.http.routes import Route, Table
+from serving.http.door import ANY, OPEN, Door
+from serving.http.routes import PUBLIC, Route, Table
 from serving.logs import LineLog
 from serving.meters import Meters
 from serving.problems import Refusal, problem_bytes, problem_headers
@@ -25,6 +26,9 @@ JSON = b"application/json"
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
+
+_PROBES = frozenset(route.path for route in PUBLIC if route.scope == OPEN)
+"""Asked every second by balancers: only what goes wrong there is logged."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _STOPS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -129,7 +133,11 @@ class App:
                 raise
             reply = self._failed(call, error)
         await self._send(send, call, reply)
-        self.report(label, reply.status, perf_counter() - call.since, call.request_id, call.client)
+        seconds = perf_counter() - call.since
+        if reply.status == HTTPStatus.OK and label in _PROBES:
+            self._meters.answered(label, reply.status, seconds)
+        else:
+            self.report(label, reply.status, seconds, call.request_id, call.client)
 
     def report(self, label: str, status: int, seconds: float, request_id: str, client: str) -> None:
         """Count and log one answer."""
