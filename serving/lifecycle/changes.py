@@ -87,7 +87,7 @@ class ModelChanges:
             raise
         self.served = candidate
         self.report.swapped(candidate.name)
-        gc.freeze()  # collections need not look at the model, which takes 50 ms; it goes by its last reference
+        gc.freeze()  # a collection would look at all of the model for 50 ms; it goes by its last reference
         return True
 
     async def roll_back(self, why: str) -> None:
