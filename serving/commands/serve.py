@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from serving.experiments.experiment import Experiment
     from serving.hosting import HostSettings
 
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Of numerical libraries, read when they are imported: products of one request are too small to share."""
+
 
 def serve(
     model: Annotated[
@@ -67,6 +70,8 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Answer rank calls and take events over HTTP, with the version that an alias points to."""
+    for variable in _THREADS:
+        os.environ.setdefault(variable, "1")
     with _serve_extra():
         from serving.commands.serve_settings import read_settings
         from serving.hosting import HostSettings
