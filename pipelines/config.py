@@ -97,6 +97,18 @@ class ScoringConfig:
 
 
 @dataclass(frozen=True)
+class SigningConfig:
+    """Who vouches for a bundle.
+
+    Attributes:
+        key: file of an Ed25519 private key (PEM, or 64 hex digits) that nobody else may read; registered
+            bundles are signed with it. Empty: they are not signed.
+    """
+
+    key: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that can be set, by component.
 
@@ -123,6 +135,7 @@ class Config:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
+    signing: SigningConfig = field(default_factory=SigningConfig)
     gates: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_GATES))
 
     def flat(self) -> dict[str, str]:

@@ -28,6 +28,7 @@ from recsys.model import Model
 from recsys.protocols import Protocol, everyone_at
 from recsys.requests import Requests, source_names
 from recsys.scorer import load_scorer
+from recsys.signing import load_private_key, sign_bundle
 from recsys.text.loading import load_encoder
 from recsys.tracking import Registry
 from recsys.versions import Version
@@ -60,8 +61,12 @@ def train(
 
     The table and the gates' figures come from a fit that has not seen the newest window; the registered
     models are fitted again to the end with the same settings and the same encoder. A registered encoder
-    (`text.encoder`) is named by the version's tag `encoder`.
+    (`text.encoder`) is named by the version's tag `encoder`. A key that cannot be used is told of first.
+
+    Raises:
+        RecsysError: of `load_private_key`, the data, the settings and the registry.
     """
+    key = load_private_key(Path(config.signing.key)) if config.signing.key else None
     past = data if as_of is None else data.before(as_of)
     moment = past.end if as_of is None else as_of
     protocol: Protocol = "time" if past.slates is None else "slate"
@@ -78,6 +83,8 @@ def train(
     staging = Path(tempfile.mkdtemp(prefix="bundle-", dir=home.path))
     try:
         write_bundle(staging / "bundle", files, metadata)
+        if key is not None:
+            sign_bundle(staging / "bundle", key)
         with terminal.step("registry"):
             check_bundle(read_bundle(staging / "bundle"))
             version = registry.log_training(

@@ -60,6 +60,10 @@ def job(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "--set=ranker.rounds=40",
         "--set=ranker.min_data_in_leaf=20",
     ]
-    trained = json.loads(recsys("train", data, *settings, "--json", home=home).stdout)
+    key = home / "signing.key"
+    key.touch(0o600)
+    key.write_text("ab" * 32)
+    signed = f"--set=signing.key={json.dumps(str(key))}"
+    trained = json.loads(recsys("train", data, *settings, signed, "--json", home=home).stdout)
     recsys("promote", "--force", home=home)
     return Job(data, home, settings, trained)

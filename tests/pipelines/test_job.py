@@ -94,6 +94,25 @@ def test_verify_says_what_is_whole_and_names_what_is_damaged(job, tmp_path):
     assert "ranker.txt" in last_line(failed)
 
 
+def test_a_registered_bundle_is_signed_with_the_configured_key(job):
+    from recsys.bundle import read_bundle
+    from recsys.signing import check_signature, key_id, load_private_key
+
+    public = load_private_key(job.home / "signing.key").public_key()
+    folder = next((job.home / "artifacts").rglob("manifest.sig")).parent
+    bundle = read_bundle(folder)
+    assert bundle.digest == job.trained["bundle_digest"]
+    assert check_signature(bundle, {key_id(public): public}) == key_id(public)
+
+
+def test_a_signing_key_that_others_may_read_is_refused_before_training(job):
+    key = job.home / "open.key"
+    key.write_text("ab" * 32)
+    key.chmod(0o644)
+    done = job.run("train", job.data, f"--set=signing.key={json.dumps(str(key))}", code=78)
+    assert last_line(done).startswith("error: key_unsafe:")
+
+
 def test_rollback_needs_a_previous_champion(job):
     assert last_line(job.run("rollback", code=66)).startswith("error: unknown_alias:")
 
