@@ -105,6 +105,23 @@ def import_(
 
 
 @app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="Folder to write the dataset to.")],
+    data: Annotated[list[Path], typer.Argument(help="Dataset folders; of one item the last words count.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make one dataset of several: what there was, and the days that a server has logged since."""
+    from recsys.dataset_union import unite
+
+    terminal = Terminal(as_json=as_json)
+    if out.resolve() in {each.resolve() for each in data}:
+        raise RecsysError("usage", "the new folder is one of the old ones", str(out), exit_code=EXIT_USAGE)
+    with terminal.step("merge"):
+        counts = unite(data, out)
+    terminal.result({"out": str(out), **counts}, lambda console: _print_pairs(counts, console))
+
+
+@app.command()
 def validate(
     data: DataArgument,
     max_bad: MaxBadOption = 0.05,
