@@ -136,22 +136,6 @@ class Model:
             category=data.catalogue.category,
         )
 
-    def with_room(self, spare: int) -> Recommender:
-        """The recommender with `spare` rows behind the catalogue's, of which nothing is known yet.
-
-        All tables by item are fresh arrays, so that `Recommender.settle` can write into them.
-        """
-        recommender, nothing = self.recommender, np.full(spare, -1, np.int32)
-        items = np.concatenate([np.arange(len(self.catalogue), dtype=np.int32), nothing])
-        retriever = _over_items(recommender.retriever, items, _rows(self.embeddings.matrix, items))
-        popularity = retriever.popularity
-        first_seen = np.concatenate([popularity.first_seen, np.full(spare, np.inf)])
-        return replace(
-            recommender,
-            retriever=replace(retriever, popularity=replace(popularity, first_seen=first_seen, _latest=None)),
-            category=np.concatenate([recommender.category, nothing]),
-        )
-
     def reranker(self, data: Dataset, embeddings: Float32) -> Reranker:
         """What this version does to lists over the items of `data`, with their (items, dim) embeddings.
 
@@ -177,6 +161,23 @@ class Model:
                 "created_at": pl.Series(self.catalogue.created_at).fill_nan(None),
             }
         )
+
+
+def with_room(recommender: Recommender, spare: int) -> Recommender:
+    """The recommender with `spare` rows behind its items, of which nothing is known yet.
+
+    All tables by item are fresh arrays, so that `Recommender.settle` can write into them.
+    """
+    known, nothing = len(recommender.category), np.full(spare, -1, np.int32)
+    items = np.concatenate([np.arange(known, dtype=np.int32), nothing])
+    retriever = _over_items(recommender.retriever, items, _rows(recommender.retriever.embeddings, items))
+    popularity = retriever.popularity
+    first_seen = np.concatenate([popularity.first_seen, np.full(spare, np.inf)])
+    return replace(
+        recommender,
+        retriever=replace(retriever, popularity=replace(popularity, first_seen=first_seen, _latest=None)),
+        category=np.concatenate([recommender.category, nothing]),
+    )
 
 
 def _over_items(retriever: Retriever, items: Int32, embeddings: Float32) -> Retriever:

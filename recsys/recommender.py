@@ -204,7 +204,7 @@ class Recommender:
         return rerank(requests, scores, k, self.rungs(requests, history))
 
     def settle(self, row: int, embedding: Float32, category: int, first_seen: float) -> None:
-        """Let an item move into a row that nothing was known of (`Model.with_room`), in place.
+        """Let an item move into a row that nothing was known of (`model.with_room`), in place.
 
         Args:
             row: of the item.

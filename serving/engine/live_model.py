@@ -7,7 +7,7 @@ It is used by one thread. Nothing here reads the network, the disk or the clock,
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -16,8 +16,7 @@ from features.live import LiveState
 from recsys.bundle import Bundle
 from recsys.events import Float32
 from recsys.golden import check_golden
-from recsys.model import Model
-from recsys.recommender import Recommender
+from recsys.model import Model, with_room
 from recsys.requests import DAY_S
 from recsys.reranking import Reranker, RerankingConfig
 from recsys.scorer import Scorer
@@ -28,7 +27,7 @@ from serving.engine.id_rows import IdRows
 from serving.messages import Event, ImpressionEvent, InteractionEvent, ItemEvent, ModelName
 
 ROOM = 4096
-"""Items that can come before the tables are laid out anew."""
+"""So many items, or an eighth of the catalogue, can come before the tables are laid out anew."""
 MOST_ORPHANS = 100_000
 """Events of items that are not known yet, kept until their item comes."""
 
@@ -69,7 +68,7 @@ class LiveModel:
     def __init__(
         self, model: Model, state: LiveState, encoder: Encoder, bundle: Bundle, name: ModelName
     ) -> None:
-        """Take the parts of one bundle, which nobody else changes."""
+        """Take the parts of one bundle, which nobody else changes; the model has room for new items."""
         self.name, self.digest, self.as_of = name, bundle.digest, bundle.manifest.as_of
         self.sequence = 0
         self.users, self.items = IdRows(model.users), IdRows(model.catalogue.ids)
@@ -77,7 +76,7 @@ class LiveModel:
         self.new_items: dict[int, NewItem] = {}
         self.orphans: defaultdict[str | int, list[InteractionEvent]] = defaultdict(list)
         self.ignored = 0
-        self._model = model
+        self._catalogue, self._settings = model.catalogue, model.settings
         self._kinds = {kind: place for place, kind in enumerate(model.roles)}
         self._targets = {kind for kind, role in model.roles.items() if role.target and not role.negative}
         self._categories = {each: code for code, each in enumerate(model.catalogue.category_names)}
@@ -85,7 +84,7 @@ class LiveModel:
         self._to_embed: dict[int, str] = {}
         self._counted: list[tuple[int, int, float]] = []
         self._day = int(self.as_of // DAY_S)
-        self.recommender = self._laid_out(ROOM)
+        self.recommender = model.recommender
 
     @classmethod
     def load(cls, bundle: Bundle, name: ModelName) -> LiveModel:
@@ -96,6 +95,8 @@ class LiveModel:
         """
         state = LiveState.from_files(bundle.files)
         model = Model.from_files(bundle.files, state.features)
+        room = max(ROOM, len(model.catalogue) // 8)
+        model = replace(model, recommender=with_room(model.recommender, room))
         scorer = Scorer(model, state, bundle.manifest.as_of)
         if (golden := bundle.golden()) is not None:
             found = scorer.score(
@@ -106,11 +107,11 @@ class LiveModel:
 
     def reranker(self, diversity: float | None) -> Reranker:
         """What is done to lists: what the version was made with, or more or less diverse."""
-        document = dict(self._model.settings.get("reranking", {}))
+        document = dict(self._settings.get("reranking", {}))
         if diversity is not None:
             document["diversity"] = {**document.get("diversity", {}), "relevance_share": 1.0 - diversity}
         config = RerankingConfig.from_dict(document)
-        return Reranker(config, self._model.catalogue, self.recommender.retriever.embeddings)
+        return Reranker(config, self._catalogue, self.recommender.retriever.embeddings)
 
     def kind(self, event_type: str) -> int:
         """Index of an event type, -1 where the version has no role for it."""
@@ -177,7 +178,7 @@ class LiveModel:
         row = self.items.find(event.item_id)
         if row >= 0 and row not in self.new_items:
             return
-        text = item_text(event.title, event.description, max_chars=int(self._model.settings["max_chars"]))
+        text = item_text(event.title, event.description, max_chars=int(self._settings["max_chars"]))
         nothing = np.zeros(self.recommender.retriever.embeddings.shape[1], np.float32)
         category = _code(self._categories, event.category)
         first_seen = event.timestamp if event.created_at is None else event.created_at
@@ -194,20 +195,13 @@ class LiveModel:
         else:
             self._to_embed.pop(row, None)
         if row >= len(self.recommender.category):
-            self.recommender = self._laid_out(2 * (len(self.items) - len(self._model.catalogue)))
+            self.recommender = with_room(self.recommender, len(self.recommender.category) // 4 + ROOM)
         self._settle(self.new_items[row])
         for orphan in self.orphans.pop(event.item_id, ()):
             self._interact(orphan)
 
     def _settle(self, item: NewItem) -> None:
         self.recommender.settle(item.row, item.embedding, item.category, item.first_seen)
-
-    def _laid_out(self, room: int) -> Recommender:
-        """The models with room behind the bundle's items, in which the new ones have moved in."""
-        recommender = self._model.with_room(room)
-        for item in self.new_items.values():
-            recommender.settle(item.row, item.embedding, item.category, item.first_seen)
-        return recommender
 
 
 def _code(codes: dict[str, int], name: str | None) -> int:
