@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ from serving.messages import FAILING, OVERLOADED, Ranking, RankRequest
 from serving.meters import Meters
 
 REGISTRY = "models:/"
+DAMAGE_S = 1.0
+"""The log of events is asked so often what it has found broken."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ class Host:
         first, *others = self._stations
         required = asyncio.ensure_future(first.live(required=True))
         work: list[Coroutine[Any, Any, None]] = [station.live(required=False) for station in others]
-        work += [self._follower.run(), self._embedding.run()]
+        work += [self._follower.run(), self._embedding.run(), self._tell_of_damage()]
         if self._shadow is not None:
             work.append(self._shadow.run())
         self._tasks = [required, *(asyncio.ensure_future(each) for each in work)]
@@ -192,6 +195,15 @@ class Host:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._writer.close()
         self._events.close()
+
+    async def _tell_of_damage(self) -> None:
+        """Say once of each finding what of the log is broken: when it was opened, and whenever it is read."""
+        told = 0
+        while True:
+            for place in self._events.damage.places[told:]:
+                self._log.write({"time": time.time(), "event": "events_damaged", "what": place[:200]})
+                told += 1
+            await asyncio.sleep(DAMAGE_S)
 
     def _observer(self) -> Observer:
         shadow, main = self._shadow, self._main

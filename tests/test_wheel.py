@@ -1,7 +1,5 @@
 """The wheel: what it holds, that it works away from the source tree, and how little serving loads."""
 
-import shutil
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -10,29 +8,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("recsys", "features", "pipelines", "serving")
+from tests.wheels import PACKAGES, ROOT, build_wheel, run
+
 TRAINING_LIBRARIES = {"torch", "transformers", "peft", "nncf", "implicit", "mlflow"}
-
-
-def run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of a copy of what a checkout holds, built without a network."""
-    source = tmp_path_factory.mktemp("source")
-    for name in (*PACKAGES, "mlflow", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, source / name)
-    out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", out, cwd=source)
-    return next(out.glob("*.whl"))
+    return build_wheel(tmp_path_factory.mktemp("dist") / "wheel")
 
 
 @pytest.fixture(scope="module")

@@ -37,20 +37,6 @@ ENCODER_SIGNATURE = ModelSignature(
 SERVED_WITH = ("lightgbm", "numpy", "openvino", "pandas", "polars", "pydantic", "safetensors", "tokenizers")
 """What the version is served with, beside `recsys` itself, which comes from no public index."""
 
-MODEL_FILES = frozenset(
-    {
-        "MLmodel",
-        "conda.yaml",
-        "data",
-        "input_example.json",
-        "python_env.yaml",
-        "registered_model_meta",
-        "requirements.txt",
-        "serving_input_example.json",
-    }
-)
-BUNDLE = "data/bundle"
-
 
 def contract(bundle: Bundle) -> dict[str, str]:
     """The tags that a version promises to hold: what it is, what it expects, until when it knows."""

@@ -1,82 +1,32 @@
-"""Training runs, model versions and aliases in MLflow.
-
-MLflow is used to keep numbers, to resolve names and to move bytes, and for nothing that parses a model:
-`fetch` brings the bundle's files and nothing else of the version, and `recsys.bundle` verifies them. Every
-wait is bounded (under ten seconds in front of a dead server). No global MLflow state is read or set, so a
-process may hold several registries, and nothing is ever written to the current folder.
-"""
+"""Writing the registry: training runs, model versions and aliases. It needs all of MLflow."""
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import math
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import mlflow.store.db.utils
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.entities import LoggedModelOutput, Metric, Param
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException, RestException
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from sqlalchemy.exc import SQLAlchemyError
 
 from recsys.bundle import Bundle, read_bundle
-from recsys.errors import EXIT_NO_INPUT, EXIT_UNAVAILABLE, RecsysError
-from recsys.storage import storage_error
-from recsys.tracking.pyfunc_model import BUNDLE, MODEL_FILES, contract, save_model
-from recsys.versions import CHAMPION, PREVIOUS, Version, check_gates, parse_model_uri
+from recsys.errors import RecsysError
+from recsys.tracking.pyfunc_model import contract, save_model
+from recsys.tracking.reading import RegistryReader, version_of
+from recsys.versions import CHAMPION, PREVIOUS, Version, check_gates
 
-logging.getLogger("alembic").setLevel(logging.WARNING)
-mlflow.store.db.utils.MAX_RETRY_COUNT = 3  # 0.4 s of pauses in front of a dead database, not 101 s
-
-_MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 _LARGEST_BATCH = 100
 _LONGEST_PARAMETER = 6000
 
 
-class Registry:
+class Registry(RegistryReader):
     """Training runs, versions and aliases, in a SQLite file or behind a tracking server."""
-
-    def __init__(self, home: Path, tracking_uri: str | None = None) -> None:
-        """Open the registry; nothing is read or created before the first call.
-
-        Args:
-            home: folder of everything the program keeps; local artifacts lie in `home/artifacts`.
-            tracking_uri: MLflow tracking URI; default is the SQLite file `home/mlflow.db`.
-        """
-        self.home = home.absolute()
-        self.uri = tracking_uri or f"sqlite:///{self.home}/mlflow.db"
-        self._remote = self.uri.startswith(("http://", "https://"))
-
-    @cached_property
-    def client(self) -> MlflowClient:
-        """The client; on first use the tables of a local database are made by one process at a time."""
-        if self._remote:
-            return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self.home / ".registry.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            client.search_experiments(max_results=1)
-        return client
-
-    def check(self) -> None:
-        """Reach the registry and, on first use, create its tables; raises `registry_unavailable`.
-
-        Called before hours of training, so that a dead registry is known at once.
-        """
-        with self._calls():
-            self.client.search_experiments(max_results=1)
 
     def log_training(
         self,
@@ -113,84 +63,7 @@ class Registry:
             created = self.client.create_model_version(
                 name, location, run_id=run_id, model_id=model_id, tags={**(tags or {}), **contract(bundle)}
             )
-        return _version(created)
-
-    def resolve(self, uri: str) -> Version:
-        """The version that `models:/NAME@ALIAS` or `models:/NAME/NUMBER` means now; one call.
-
-        Raises:
-            RecsysError: `model_uri_invalid` (exit 64); `unknown_model`, `unknown_alias` or `unknown_version`
-                (exit 66), saying what there is; `registry_unavailable` (exit 69).
-        """
-        name, wanted = parse_model_uri(uri)
-        with self._calls():
-            try:
-                if isinstance(wanted, int):
-                    return _version(self.client.get_model_version(name, str(wanted)))
-                return _version(self.client.get_model_version_by_alias(name, wanted))
-            except MlflowException as error:
-                if not self._is_missing(error):
-                    raise
-                raise self._unknown(name, wanted) from None
-
-    def aliases(self, name: str) -> dict[str, int]:
-        """Version number by alias; raises RecsysError `unknown_model`."""
-        with self._calls():
-            try:
-                found = self.client.get_registered_model(name).aliases
-            except MlflowException as error:
-                if not self._is_missing(error):
-                    raise
-                what = "nothing is registered under this name: train first, or give another --home"
-                raise RecsysError("unknown_model", what, repr(name), exit_code=EXIT_NO_INPUT) from None
-        return {alias: int(number) for alias, number in sorted(found.items())}
-
-    def list_versions(self, name: str) -> list[Version]:
-        """All versions of `name`, newest first; empty for an unknown name."""
-        with self._calls():
-            found = self.client.search_model_versions(f"name = '{name}'")
-        return sorted((_version(one) for one in found), key=lambda version: -version.number)
-
-    def metrics(self, version: Version) -> dict[str, float]:
-        """The figures that the version's training run logged."""
-        with self._calls():
-            return dict(self.client.get_run(version.run_id).data.metrics)
-
-    def fetch(self, version: Version, to: Path) -> Path:
-        """Bring the version's bundle to the new folder `to`, whole or not at all; not yet verified.
-
-        Raises:
-            RecsysError: `artifact_policy_violation` where the version carries code or anything else that
-                is not ours; `bundle_exists`; `storage_full`; `registry_unavailable`.
-        """
-        if to.exists():
-            raise RecsysError(
-                "bundle_exists", "a bundle is never overwritten: choose another folder", str(to)
-            )
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            self._calls(),
-            tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as staging,
-        ):
-            location = self.client.get_model_version_download_uri(version.name, str(version.number))
-            self._check_model_files(version, location)
-            bundle = f"{location.rstrip('/')}/{BUNDLE}"
-            fetched = Path(download_artifacts(bundle, dst_path=staging, tracking_uri=self.uri))
-            _make_private(fetched)
-            fetched.rename(to)
-        return to
-
-    def load(self, version: Version, to: Path) -> Bundle:
-        """Fetch, verify, and hold the bundle against the digest that was registered.
-
-        Raises:
-            RecsysError: of `fetch` and `read_bundle`; `digest_mismatch` for another bundle than registered.
-        """
-        bundle = read_bundle(self.fetch(version, to))
-        if bundle.digest != version.digest:
-            what = f"registered {version.digest[:12]}, fetched {bundle.digest[:12]} as"
-            raise RecsysError("digest_mismatch", what, version.uri)
-        return bundle
+        return version_of(created)
 
     def promote(self, version: Version, gates: Mapping[str, float] | None = None) -> None:
         """Let `champion` point to `version`, and `previous` to the champion before; no-op for the champion.
@@ -225,35 +98,6 @@ class Registry:
         """Let `alias` point to the version of this number."""
         with self._calls():
             self.client.set_registered_model_alias(name, alias, str(number))
-
-    @contextmanager
-    def _calls(self) -> Iterator[None]:
-        """Turn what the client and the artifact store raise into `RecsysError`."""
-        try:
-            yield
-        except (MlflowException, SQLAlchemyError) as error:
-            raise self._unavailable(error) from error
-        except OSError as error:
-            if error.errno is None:  # of requests, not of a file
-                raise self._unavailable(error) from error
-            raise storage_error(error, Path(error.filename or self.home)) from error
-
-    def _unavailable(self, error: Exception) -> RecsysError:
-        reason = _without_passwords(" ".join(str(error).split()))[:200]
-        where = _without_passwords(self.uri)
-        return RecsysError("registry_unavailable", reason, where, exit_code=EXIT_UNAVAILABLE)
-
-    def _is_missing(self, error: MlflowException) -> bool:
-        """Whether the registry itself says that a name is unknown, and not some web page in its place."""
-        return error.error_code in _MISSING and (not self._remote or isinstance(error, RestException))
-
-    def _unknown(self, name: str, wanted: str | int) -> RecsysError:
-        """Say what there is instead; `unknown_model` where there is nothing of that name."""
-        aliases = self.aliases(name)
-        kind = "version" if isinstance(wanted, int) else "alias"
-        known = ", ".join(f"{alias} = {number}" for alias, number in aliases.items()) or "none"
-        what = f"{name} has no {kind} {wanted!r}; its aliases: {known};"
-        return RecsysError(f"unknown_{kind}", what, "", exit_code=EXIT_NO_INPUT)
 
     @contextmanager
     def _run(self, name: str, bundle: Bundle) -> Iterator[str]:
@@ -312,34 +156,12 @@ class Registry:
         with _already_there():
             self.client.create_registered_model(name)
 
-    def _check_model_files(self, version: Version, location: str) -> None:
-        """Refuse a version with anything beside our bundle and MLflow's own description of it."""
-        found = {Path(file.path).name for file in list_artifacts(location, tracking_uri=self.uri)}
-        if strange := sorted(found - MODEL_FILES):
-            what = f"{version.uri} carries more than a bundle:"
-            raise RecsysError("artifact_policy_violation", what, strange[0][:80])
-        if "data" not in found:
-            raise RecsysError("manifest_invalid", "holds no bundle:", version.uri)
-
 
 def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The figures that MLflow can keep; raises ValueError for a name with "@"."""
     if refused := sorted(name for name in metrics if "@" in name):
         raise ValueError(f"MLflow refuses '@' in metric names, write ndcg_at_10: {refused}")
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _version(found: ModelVersion) -> Version:
-    return Version(str(found.name), int(found.version), str(found.run_id or ""), dict(found.tags))
-
-
-def _without_passwords(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
-
-
-def _make_private(folder: Path) -> None:
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 @contextmanager

@@ -124,8 +124,8 @@ def _serve(settings: HostSettings, open_log: Callable[[], EventLog], *, as_json:
         log_to(log)
         host = Host(replace(settings, server=server), events, meters, log)
         site = make_site(host.parts(), keys, server, public, admin)
-        _say(server.host, public.getsockname()[1], admin.getsockname()[1], as_json=as_json)
-        run(site)
+        ports = (public.getsockname()[1], admin.getsockname()[1])
+        run(site, lambda: _say(server.host, *ports, as_json=as_json))
 
 
 def _say(host: str, port: int, admin_port: int, *, as_json: bool) -> None:

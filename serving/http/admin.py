@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from recsys.errors import RecsysError
 from serving.health import Swap
 from serving.http.app import Answerer, Call, Reply
 from serving.http.handlers import reply
@@ -12,6 +14,8 @@ from serving.messages import Answer
 from serving.problems import Refusal
 
 Change = Callable[[], Awaitable[Swap]]
+
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}")
 
 
 def no_shadow() -> Answer:
@@ -47,12 +51,21 @@ class AdminHandlers:
 
     async def reload(self, call: Call) -> Reply:
         """Take the version that the alias names now."""
-        return reply(await self._admin.reload())
+        return await _changed(self._admin.reload)
 
     async def rollback(self, call: Call) -> Reply:
         """Go back to the version before."""
-        return reply(await self._admin.rollback())
+        return await _changed(self._admin.rollback)
 
     async def shadow(self, call: Call) -> Reply:
         """Say how the version that is tried beside would have answered."""
         return reply(self._admin.shadow())
+
+
+async def _changed(change: Change) -> Reply:
+    """The answer to a change; where a bundle is refused, whoever deploys is told which file is wrong."""
+    try:
+        return reply(await change())
+    except RecsysError as error:
+        named = _FILE.fullmatch(error.where) is not None  # a path or an address stays inside
+        raise Refusal(error.code, f"{error.what} {error.where}" if named else error.what) from None

@@ -120,6 +120,9 @@ class Site:
 def bind(host: str, port: int) -> socket.socket:
     """A socket at this address; port 0 takes a free one.
 
+    It listens from here on: who connects before the loop runs waits a moment, and nobody else can take the
+    port meanwhile.
+
     Raises:
         RecsysError: `address_unavailable`.
     """
@@ -131,6 +134,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
         raise _unavailable(error, host, port) from None
@@ -149,8 +153,12 @@ def room_for_connections(settings: ServerSettings) -> int:
     return max(1, min(settings.most_connections, room))
 
 
-async def serve(site: Site) -> None:
+async def serve(site: Site, started: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT, and then for as long as the settings let it finish.
+
+    Args:
+        site: what to serve.
+        started: called once requests are taken and signals end this in an orderly way.
 
     Raises:
         RecsysError: of the background; nothing is served any more.
@@ -164,6 +172,7 @@ async def serve(site: Site) -> None:
         sweeping = asyncio.create_task(_sweep(site))
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it
+        started()
         failing.add_done_callback(lambda _: stop.set())
         await stop.wait()
         await _drain(site)
@@ -204,10 +213,10 @@ def _unavailable(error: OSError, host: str, port: int) -> RecsysError:
     return RecsysError("address_unavailable", what, f"{host}:{port}", exit_code=EXIT_UNAVAILABLE)
 
 
-def run(site: Site) -> None:
-    """Serve in a new loop, a quick one where uvloop is installed, until the end."""
+def run(site: Site, started: Callable[[], None]) -> None:
+    """`serve` in a new loop, a quick one where uvloop is installed, until the end."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(site))
+        runner.run(serve(site, started))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -41,7 +41,7 @@ Digest = Annotated[str, Meta(pattern=_DIGEST)]
 
 
 class Registry(Protocol):
-    """The part of `recsys.tracking.Registry` that a server needs; every call is bounded in time."""
+    """The part of `recsys.tracking.reading` that a server needs; every call is bounded in time."""
 
     def resolve(self, uri: str) -> Version:
         """The version that a model URI means now."""
@@ -186,17 +186,20 @@ class CachedBundles:
 
 
 def open_registry(home: Path, tracking_uri: str | None = None) -> Registry:
-    """The registry of a home or behind a tracking server; it is not reached yet. Takes seconds to import.
+    """The registry of a home or behind a tracking server, which is not called yet. Takes seconds to import.
 
     Raises:
-        RecsysError: `missing_extra` (exit 69) where MLflow is not installed.
+        RecsysError: `missing_extra` (exit 69) where MLflow is not installed, or not enough of it for a home;
+            `registry_unavailable` for a home whose database cannot be read.
     """
     try:
-        from recsys.tracking import Registry as MlflowRegistry
+        from recsys.tracking.reading import RegistryReader
     except ModuleNotFoundError as error:
-        what = f"module {error.name} is missing: install recsys[train], or serve a folder"
+        what = f"module {error.name} is missing: install recsys[serve], or serve a folder"
         raise RecsysError("missing_extra", what, exit_code=EXIT_UNAVAILABLE) from error
-    return MlflowRegistry(home, tracking_uri)
+    registry = RegistryReader(home, tracking_uri)
+    registry.open()
+    return registry
 
 
 def _rename(incoming: Path, folder: Path) -> None:

@@ -7,6 +7,7 @@ that it cannot come to in time. It judges nothing: whether different is better i
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable
@@ -40,9 +41,11 @@ class ShadowSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a share that is none."""
+        """Refuse a share that is none, and a line that has no end."""
         if not 0.0 <= self.share <= 1.0:
             raise ValueError("share must be from 0 to 1")
+        if self.most_waiting < 1 or not 0.0 < self.longest_s < math.inf:
+            raise ValueError("most_waiting must be at least 1, and longest_s a number of seconds over 0")
 
 
 class ShadowFigures(Answer, frozen=True, kw_only=True):

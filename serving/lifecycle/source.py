@@ -37,6 +37,10 @@ class Source(Protocol):
         """What it is called in notes and messages."""
         ...
 
+    def open(self) -> None:
+        """Do what takes long and is needed once, before anybody asks for a version; raises RecsysError."""
+        ...
+
     def resolve(self) -> Candidate:
         """The version that is wanted now; raises RecsysError, `registry_unavailable` among others."""
         ...
@@ -50,7 +54,7 @@ class RegistrySource:
     """The version that an alias points to."""
 
     def __init__(self, uri: str, connect: Callable[[], Registry], cache: CachedBundles) -> None:
-        """Take `models:/NAME@ALIAS` or `models:/NAME/NUMBER`; the registry is opened when it is first asked.
+        """Take `models:/NAME@ALIAS` or `models:/NAME/NUMBER`, and what opens the registry.
 
         Raises:
             RecsysError: `model_uri_invalid` (exit 64).
@@ -62,11 +66,13 @@ class RegistrySource:
         self._cache = cache
         self._registry: Registry | None = None
 
+    def open(self) -> None:
+        """Import the registry's client; the registry itself is not called."""
+        self._opened()
+
     def resolve(self) -> Candidate:
-        """One call to the registry."""
-        if self._registry is None:
-            self._registry = self._connect()
-        version = self._registry.resolve(self.uri)
+        """One call to the registry, which is opened where it could not be before."""
+        version = self._opened().resolve(self.uri)
         name = ModelName(name=version.name, version=version.number, alias=self._alias)
         return Candidate(name, version.digest, version)
 
@@ -77,6 +83,11 @@ class RegistrySource:
         bundle = self._cache.fetch(self._registry, candidate.version)
         return bundle, self._cache.path(bundle.digest)
 
+    def _opened(self) -> Registry:
+        if self._registry is None:
+            self._registry = self._connect()
+        return self._registry
+
 
 class FolderSource:
     """One bundle in a folder, which may be replaced by another and then reloaded."""
@@ -85,6 +96,9 @@ class FolderSource:
         """Take the folder."""
         self.uri = str(folder)
         self._folder = folder
+
+    def open(self) -> None:
+        """A folder needs nothing."""
 
     def resolve(self) -> Candidate:
         """Reads the whole bundle."""

@@ -44,6 +44,11 @@ class ModelSupply:
         self._source, self._cache = source, cache
         self._keys, self._limits = keys or {}, limits or TrialLimits()
 
+    def open(self) -> None:
+        """Get ready to be asked, which takes long; raises RecsysError as `resolve` does."""
+        with _as_error("registry_unavailable", self._source.uri, EXIT_UNAVAILABLE):
+            self._source.open()
+
     def resolve(self) -> Candidate:
         """The version that is wanted now; raises RecsysError, `registry_unavailable` among others."""
         with _as_error("registry_unavailable", self._source.uri, EXIT_UNAVAILABLE):

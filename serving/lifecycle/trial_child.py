@@ -140,13 +140,17 @@ def _try_ranker(bundle: Bundle) -> None:
 
 
 def _try_model(bundle: Bundle) -> None:
-    """The scores that training promised, and lists as the server will make them."""
+    """The scores that training promised, lists as the server will make them, events as it will get them."""
     from serving.engine.live_model import LiveModel
-    from serving.lifecycle.warm_up import golden_requests, warm_up
+    from serving.lifecycle.warm_up import golden_requests, take_in_events, warm_up
     from serving.messages import ModelName
 
-    model = LiveModel.load(bundle, ModelName(name=bundle.manifest.name, version=0))
-    warm_up(model, golden_requests(bundle), bundle.manifest.as_of)
+    model, requests = (
+        LiveModel.load(bundle, ModelName(name=bundle.manifest.name, version=0)),
+        golden_requests(bundle),
+    )
+    warm_up(model, requests, bundle.manifest.as_of)
+    take_in_events(model, requests)
 
 
 def _teller() -> Tell:

@@ -7,9 +7,10 @@ goes on, and at the start the last-known-good copy stands in.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from recsys.errors import EXIT_TEMPORARY, EXIT_UNAVAILABLE, RecsysError
@@ -37,6 +38,8 @@ class WatchSettings:
     Attributes:
         poll_s: seconds between two looks at the alias; up to a share `jitter` of them more or less, so that
             many servers do not ask at once.
+        open_s: for the registry's client to be imported, once, before the registry is asked at all: on a busy
+            machine that takes longer than an answer may, and says nothing of the registry.
         resolve_s: for the registry to answer. Its own client gives up after about eight.
         first_resolve_s: likewise before there is any model: then a copy serves the sooner.
         budget: what a new model may do wrong before it goes again.
@@ -44,9 +47,19 @@ class WatchSettings:
 
     poll_s: float = 10.0
     jitter: float = 0.1
+    open_s: float = 30.0
     resolve_s: float = 9.0
     first_resolve_s: float = 4.0
     budget: HealthBudget = field(default_factory=HealthBudget)
+
+    def __post_init__(self) -> None:
+        """Refuse waits that have no length or no end."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name.endswith("_s") and not 0.0 < value < math.inf:
+                raise ValueError(f"{each.name} must be a number of seconds over 0")
+        if not 0.0 <= self.jitter < 1.0:
+            raise ValueError("jitter must be from 0 to below 1")
 
 
 class ModelWatch:
@@ -74,6 +87,7 @@ class ModelWatch:
         """
         async with self._turn:
             try:
+                await self._open()
                 await self._refresh(self._settings.first_resolve_s)
             except RecsysError as error:
                 good = await self._changes.known_good()
@@ -150,6 +164,11 @@ class ModelWatch:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _open(self) -> None:
+        what = f"the registry's client was not there after {self._settings.open_s:g} s"
+        late = RecsysError(UNAVAILABLE, what, exit_code=EXIT_UNAVAILABLE)
+        await self._registry.run(self._supply.open, self._settings.open_s, late)
 
     async def _refresh(self, limit_s: float) -> None:
         what = f"no answer after {limit_s:g} s"

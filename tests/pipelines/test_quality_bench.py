@@ -16,7 +16,7 @@ import pytest
 from scipy import sparse
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.append(str(BENCHMARKS))  # behind the packages: a benchmark may have the name of one
 
 import peers  # noqa: E402
 import quality  # noqa: E402

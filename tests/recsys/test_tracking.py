@@ -1,6 +1,8 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -229,6 +231,48 @@ def test_a_damaged_database_is_named_at_once(registry: Registry, tmp_path: Path)
     error = refusal(registry.check)
     assert (error.code, error.exit_code) == ("registry_unavailable", EXIT_UNAVAILABLE)
     assert time.monotonic() - started < 5
+
+
+WITHOUT = """
+import pathlib, sys
+for name in ("sqlalchemy", "alembic", "flask", "pandas"):
+    sys.modules[name] = None  # what mlflow-skinny does not bring
+"""
+
+
+def said(code: str, folder: Path) -> list[str]:
+    """What a new process prints, without the parts of MLflow that a slim install lacks."""
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT + code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_reading_a_tracking_server_needs_no_database_library(tmp_path: Path):
+    code = """
+from recsys.tracking.reading import RegistryReader
+reader = RegistryReader(pathlib.Path("home"), "http://127.0.0.1:9")
+reader.open()
+try:
+    reader.resolve("models:/recsys@champion")
+except Exception as error:
+    print(error.code, error.exit_code, pathlib.Path("home").exists())
+"""
+    assert said(code, tmp_path) == ["registry_unavailable", str(EXIT_UNAVAILABLE), "False"]
+
+
+def test_a_home_says_that_it_needs_the_rest(tmp_path: Path):
+    code = """
+from recsys.tracking.reading import RegistryReader
+try:
+    RegistryReader(pathlib.Path("home"))
+except Exception as error:
+    print(error.code, error.exit_code, *error.what.split())
+"""
+    code, exit_code, *words = said(code, tmp_path)
+    assert (code, exit_code) == ("missing_extra", str(EXIT_UNAVAILABLE))
+    assert "recsys[train]," in words
+    assert not (tmp_path / "home").exists()
 
 
 @contextmanager

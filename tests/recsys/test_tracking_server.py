@@ -1,11 +1,6 @@
-import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,46 +9,13 @@ from recsys.bundle import write_bundle
 from recsys.errors import RecsysError
 from recsys.golden import Golden
 from recsys.tracking import Registry
+from tests.tracking_server import tracking_server
 
 pytestmark = [
     pytest.mark.slow,
     # MLflow 3.17 on SQLAlchemy 2.1
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def tracking_server(folder: Path) -> Iterator[str]:
-    """A real `mlflow server` with its database and artifacts in `folder`."""
-    uri = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rsplit(":")[-1]]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "stored")]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-        try:
-            wait_until_healthy(uri, server)
-            yield uri
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def wait_until_healthy(uri: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=2):  # noqa: S310
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail("the tracking server did not start")
 
 
 def test_a_real_server_keeps_versions(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Starting the server of `served.py` in a process of its own and talking with it over real sockets."""
+"""Starting `recsys serve` in a process of its own and talking with it over real sockets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+RECSYS = [str(Path(sys.executable).with_name("recsys"))]
 JSON = {"content-type": "application/json"}
+PATIENCE_S = 120.0
+"""For what happens soon on any machine that is not very busy; the first start of all compiles kernels."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Running:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(15)
+        return self.process.wait(PATIENCE_S)
 
 
 def exchange(
@@ -130,24 +132,28 @@ def answers(data: bytes) -> list[Got]:
     return found
 
 
+def wait_until(is_so: Callable[[], Any], limit_s: float = PATIENCE_S) -> Any:
+    """The first result that is true; fails where there is none in time."""
+    end = time.monotonic() + limit_s
+    while not (found := is_so()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+    return found
+
+
 @contextlib.contextmanager
 def running(
-    bundle: Path | None,
-    folder: Path,
-    *,
-    keys: str | None = None,
-    environment: Mapping[str, str] | None = None,
-    **settings: Any,
+    model: Path | str | None, folder: Path, *, home: Path, ready: bool = True, **how: Any
 ) -> Iterator[Running]:
-    """Start a server on free ports, and end it afterwards if it still runs."""
-    process = start(bundle, folder, keys=keys, environment=environment, **settings)
+    """Start a server, wait until it is ready, and end it afterwards if it still runs.
+
+    Args:
+        model, folder, home, how: as in `start`.
+        ready: whether to wait for the model too; without one that is no question.
+    """
+    process = start(model, folder, home=home, **how)
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, (folder / "stderr").read_text()
-        server = Running(process, *json.loads(line), folder)
-        wait_for_health(server)
-        yield server
+        yield wait_for_start(process, folder, ready=ready and model is not None)
     finally:
         if process.poll() is None:
             process.kill()
@@ -157,42 +163,85 @@ def running(
 
 
 def start(
-    bundle: Path | None,
+    model: Path | str | None,
     folder: Path,
     *,
-    keys: str | None = None,
+    home: Path,
+    options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> subprocess.Popen[bytes]:
+    """The process of a server on free ports.
+
+    Args:
+        model: what it serves; None for a damaged bundle, so that it lives and is never ready.
+        folder: where its log of events and what it writes to stderr lie.
+        home: holds copies of bundles, and notes of those that passed their trial.
+        options: further words of the command.
+        environment: beside that of the tests.
+        settings: of the table `server`, or of another one as `watch__poll_s`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {
-        "bundle": bundle and str(bundle),
-        "folder": str(folder),
-        "settings": {"port": 0, "admin_port": 0, "drain_delay_s": 0.1, **settings},
-    }
-    if keys is not None:
-        file = folder / "keys"
-        file.write_text(keys)
-        file.chmod(0o600)
-        asked["keys_file"] = str(file)
+    words = ["serve", "--model", str(model or damaged_bundle(folder)), "--home", str(home), "--json"]
+    if "--redis" not in options:
+        words += ["--log", str(folder / "events.db")]
+    for name, value in ({"port": 0, "admin_port": 0, "drain_delay_s": 0.1} | settings).items():
+        table, _, field = name.rpartition("__")
+        words += ["--set", f"{table.replace('__', '.') or 'server'}.{field}={value}"]
     with (folder / "stderr").open("wb") as stderr:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.serving.served", json.dumps(asked)],
-            cwd=ROOT,
+            [*RECSYS, *words, *options],
+            cwd=folder,
             env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=stderr,
         )
 
 
-def wait_for_health(server: Running) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
+def with_keys(folder: Path, *lines: str) -> list[str]:
+    """Options for a server with a file of these keys."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "keys"
+    file.write_text("\n".join(lines))
+    file.chmod(0o600)
+    return ["--keys", str(file)]
+
+
+def damaged_bundle(folder: Path) -> Path:
+    """A folder whose manifest is empty: it may be written anew, so a server waits for that."""
+    (folder / "damaged").mkdir(exist_ok=True)
+    (folder / "damaged" / "manifest.json").touch()
+    return folder / "damaged"
+
+
+def wait_for_start(process: subprocess.Popen[bytes], folder: Path, *, ready: bool) -> Running:
+    """The server, once it takes requests, and with a model if it has to be ready."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, (folder / "stderr").read_text()
+    said = json.loads(line)
+    assert said["pid"] == process.pid
+    server = Running(process, said["port"], said["admin_port"], folder)
+
+    def answers_well() -> bool:
+        assert process.poll() is None, server.log
         with contextlib.suppress(OSError):
-            if server.ask("GET", "/healthz").status == 200:
-                return
-        time.sleep(0.02)
-    raise AssertionError(server.log)
+            return server.ask("GET", "/readyz" if ready else "/healthz").status == 200
+        return False
+
+    try:
+        wait_until(answers_well)
+    except AssertionError as error:
+        raise AssertionError(server.log[-4000:]) from error
+    return server
+
+
+def refused(process: subprocess.Popen[bytes], folder: Path) -> tuple[int, str]:
+    """Exit code and last line of a server that does not start."""
+    code = process.wait(PATIENCE_S)
+    assert process.stdout is not None
+    process.stdout.close()
+    return code, (folder / "stderr").read_text().strip().splitlines()[-1]
 
 
 def _no_constant(name: str) -> float:

@@ -23,7 +23,7 @@ from serving.http.ladder import MOST_FAILURES, Ladder
 from serving.http.turns import HUGE_BODY, Turns
 from serving.messages import FAILING, OVERLOADED, ModelName, Ranking
 from serving.problems import Refusal
-from tests.serving.running import JSON, answers, exchange, read_all, running
+from tests.serving.running import JSON, answers, exchange, read_all
 
 ITEMS = [f"i{number:02d}" for number in range(40)]
 HEAD = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -41,10 +41,10 @@ def many_files():
 
 
 @pytest.fixture(scope="module")
-def server(bundle_folder, tmp_path_factory):
+def server(bundle_folder, hosted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pressed")
     limits = {"head_s": 1.0, "body_s": 1.0, "write_s": 1.0, "idle_s": 2.0}
-    with running(bundle_folder, folder, deadline_s=10.0, **limits) as server:
+    with hosted(bundle_folder, folder, deadline_s=10.0, **limits) as server:
         yield server
         assert server.process.poll() is None
 
@@ -142,8 +142,8 @@ def test_who_does_not_read_is_cut_off(server):
         assert is_back_to(server, before, 6.0)
 
 
-def test_one_connection_too_many_is_told_so(tmp_path):
-    with running(None, tmp_path, most_connections=20) as server, contextlib.ExitStack() as stack:
+def test_one_connection_too_many_is_told_so(hosted, tmp_path):
+    with hosted(None, tmp_path, most_connections=20) as server, contextlib.ExitStack() as stack:
         time.sleep(0.2)
         for _ in range(20):
             stack.enter_context(server.socket())
@@ -175,8 +175,8 @@ def hammer(server, body: bytes, clients: int, seconds: float) -> list[tuple[int,
     return seen
 
 
-def test_too_much_is_degraded_and_then_refused_and_the_rest_goes_on(bundle_folder, tmp_path):
-    with running(bundle_folder, tmp_path, deadline_s=0.1) as server:
+def test_too_much_is_degraded_and_then_refused_and_the_rest_goes_on(bundle_folder, hosted, tmp_path):
+    with hosted(bundle_folder, tmp_path, deadline_s=0.1) as server:
         rank(server)
         health: list[int] = []
         stop = threading.Event()
@@ -224,10 +224,10 @@ def test_large_requests_leave_time_for_others(server):
             thread.join()
 
 
-def test_the_end_is_orderly(bundle_folder, tmp_path):
+def test_the_end_is_orderly(bundle_folder, hosted, tmp_path):
     """What was accepted is answered, what was acknowledged is kept, half-sent bodies hold nobody up."""
     settings = {"deadline_s": 20.0, "drain_s": 9.0, "drain_delay_s": 3.0}
-    with running(bundle_folder, tmp_path, **settings) as server, contextlib.ExitStack() as stack:
+    with hosted(bundle_folder, tmp_path, **settings) as server, contextlib.ExitStack() as stack:
         rank(server)
         half = [stack.enter_context(server.socket()) for _ in range(20)]
         for client in half:
@@ -269,8 +269,8 @@ def test_the_end_is_orderly(bundle_folder, tmp_path):
     assert "Traceback" not in server.log
 
 
-def test_the_end_is_quick_where_nothing_is_open(tmp_path):
-    with running(None, tmp_path) as server:
+def test_the_end_is_quick_where_nothing_is_open(hosted, tmp_path):
+    with hosted(None, tmp_path) as server:
         begin = time.monotonic()
         assert server.stop(signal.SIGINT) == 0
         assert time.monotonic() - begin < 4.0

@@ -8,16 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.live import LiveState
-from features.replay import Replay
 from recsys.bundle import read_bundle
 from recsys.dataset import Dataset
 from recsys.errors import RecsysError
-from recsys.model import Model
-from recsys.popularity import PopularityConfig, fit_popularity
-from recsys.requests import Requests, source_mask
-from recsys.text.item_text import catalogue_texts
-from recsys.text.loading import load_encoder
+from recsys.requests import Requests
 from serving.engine.answering import rank, recommend, similar
 from serving.engine.live_model import Level, LiveModel
 from serving.messages import (
@@ -31,6 +25,7 @@ from serving.messages import (
     RecommendRequest,
     SimilarRequest,
 )
+from tests.serving.expected import embed, nightly
 
 DAY_S = 86_400.0
 AS_OF = 30 * DAY_S
@@ -55,31 +50,8 @@ def click(number, user, item, timestamp, kind="click"):
     )
 
 
-def embed(live):
-    for row, text in live.texts_to_embed().items():
-        live.embedded(row, text, live.encoder.encode([text])[0])
-
-
 def scores(ranking):
     return {item.id: item.score for item in ranking.items}
-
-
-def nightly(bundle, data: Dataset, user: str, items: list[str], now: float, source: str) -> dict[str, float]:
-    """What the nightly job gives for these candidates from the log of `data`."""
-    state = LiveState.from_files(bundle.files)
-    model = Model.from_files(bundle.files, state.features)
-    texts = catalogue_texts(data.catalogue, max_chars=model.settings["max_chars"])
-    embeddings = model.embeddings.update(texts, load_encoder(bundle.files))
-    recommender = model.over(data, embeddings, fit_popularity(data, PopularityConfig()))
-    requests = Requests.of(
-        data.users.index(pl.Series([user])),
-        np.array([now]),
-        data.events.known_at(np.array([now])),
-        (np.array([0, len(items)]), data.catalogue.ids.index(pl.Series(items))),
-        source_mask([source] * len(items)),
-    )
-    found = recommender.score(requests, Replay(data, state.features))
-    return dict(zip(items, found.tolist(), strict=True))
 
 
 def test_scores_are_those_of_the_night(live, bundle, served_world):

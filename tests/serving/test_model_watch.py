@@ -186,6 +186,50 @@ def test_the_alias_is_looked_at_by_itself(serve, two_versions, bundle_folder, se
     asyncio.run(asyncio.wait_for(live(), 60.0))
 
 
+def slowly(registry, seconds: float):
+    """A registry whose client takes long to be imported."""
+
+    def connect():
+        time.sleep(seconds)
+        return registry
+
+    return lambda cache: RegistrySource(URI, connect, cache)
+
+
+def test_a_client_that_is_slow_to_import_is_no_dead_registry(serve, two_versions, bundle_folder):
+    registry, first, _ = two_versions
+    registry.resolve(URI)
+    served = serve(slowly(registry, 1.5), [bundle_folder], first_resolve_s=1.0)
+
+    async def live() -> None:
+        await served.watch.start()
+        await settle(served)
+
+    asyncio.run(live())
+    assert (served.version, served.slot.degraded_reason) == (1, None)
+    assert served.slot.current.digest == first.digest
+
+
+def test_a_client_that_does_not_come_in_time_leaves_the_copy_until_it_does(
+    serve, two_versions, bundle_folder
+):
+    registry, _, _ = two_versions
+    served = serve(slowly(registry, 1.0), [bundle_folder], open_s=0.1)
+    known_good(served, bundle_folder)
+
+    async def live() -> None:
+        await served.watch.start()
+        assert (served.version, served.slot.degraded_reason) == (1, "registry_unavailable")
+        while served.slot.degraded_reason is not None:
+            await asyncio.sleep(0.1)
+            await served.watch.poll()
+        await settle(served)
+
+    asyncio.run(asyncio.wait_for(live(), 60.0))
+    told = [(line["event"], line.get("code")) for line in served.told()]
+    assert told[0] == ("last_known_good", "registry_unavailable")
+
+
 def test_another_version_of_the_same_bundle_is_only_renamed(serve, registry, bundle_folder):
     for _ in range(2):
         registry.log_training("recsys", bundle_folder, {}, {})

@@ -16,7 +16,7 @@ from serving.http.door import OPEN
 from serving.http.openapi import openapi_document
 from serving.http.routes import ADMIN, PUBLIC, Route, Table
 from serving.problems import CODES, kind_of
-from tests.serving.running import JSON, running
+from tests.serving.running import JSON
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -37,8 +37,8 @@ COMMAND_ONLY = {
 
 
 @pytest.fixture(scope="module")
-def server(bundle_folder, tmp_path_factory):
-    with running(bundle_folder, tmp_path_factory.mktemp("described"), deadline_s=10.0) as server:
+def server(bundle_folder, hosted, tmp_path_factory):
+    with hosted(bundle_folder, tmp_path_factory.mktemp("described"), deadline_s=10.0) as server:
         yield server
 
 
