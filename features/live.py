@@ -145,6 +145,13 @@ class LiveState:
         """Append new items to the catalogue, one row each: codes (-1 missing), created_at (NaN unknown)."""
         self.items.append(category, subcategory, created_at)
 
+    def get_ready(self) -> None:
+        """Load the kernels that updates need, which takes 50 ms, by updating with nothing."""
+        nothing = LogRows.of([])
+        for inlet in self.inlets:
+            self._apply(inlet, nothing)
+        LiveHistories.empty(self.features.history_limit).append(0, 0, 0, 0.0)
+
     def _take_in(self, now: float) -> None:
         self.settle()
         for inlet in self.inlets:

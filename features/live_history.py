@@ -30,6 +30,12 @@ class LiveHistories:
         self._stop = offsets[1:].copy()
         self._end = offsets[1:].copy()
 
+    @classmethod
+    def empty(cls, limit: int) -> LiveHistories:
+        """Histories of nobody so far."""
+        columns = (np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(0, np.float64))
+        return cls(np.zeros(1, np.int64), columns, limit)
+
     def __len__(self) -> int:
         return len(self._start)
 

@@ -67,6 +67,7 @@ def warm_up(model: LiveModel, requests: Sequence[RankRequest], now: float) -> No
     One of them is also asked for in every other way. That is as of the model's own moment, from which the
     days are counted on when it reads the log: its state stays as it is.
     """
+    model.state.get_ready()
     asked = [request for request in requests if request.candidates]
     for request in asked:
         rank(model, request, now)

@@ -364,3 +364,10 @@ def test_live_histories_keep_the_last_events_of_a_busy_user():
         request = make_requests([0], [100.0], [0])
         expected = [s % ITEMS if s else 1 for s in range(max(0, step - 2), step + 1)]
         assert live.read(request).history.item_index.tolist() == expected
+
+
+def test_getting_ready_changes_nothing():
+    live = LiveState.at(make_dataset(([(0, 1, "click", 0.0)], [])), DAY, make_features(0.0))
+    before = live.to_files()
+    live.get_ready()
+    assert live.to_files() == before
