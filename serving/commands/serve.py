@@ -70,15 +70,14 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Answer rank calls and take events over HTTP, with the version that an alias points to."""
-    for variable in _THREADS:
-        os.environ.setdefault(variable, "1")
+    place = home_folder(home)
+    _prepare_libraries(place)
     with _serve_extra():
         from serving.commands.serve_settings import read_settings
         from serving.hosting import HostSettings
     options = (("host", host), ("port", port), ("admin_port", admin_port), ("keys_file", keys))
     given = {name: value for name, value in options if value is not None}
     settings = read_settings(config, given, overrides or [])
-    place = home_folder(home)
     hosted = HostSettings(
         model=model,
         home=place,
@@ -99,6 +98,14 @@ def serve(
         return SqliteLog(log or place / LOG_NAME)
 
     _serve(hosted, open_log, as_json=as_json)
+
+
+def _prepare_libraries(home: Path) -> None:
+    """Settings that are read when the libraries are imported."""
+    for variable in _THREADS:
+        os.environ.setdefault(variable, "1")
+    if not os.access(Path(__file__).parent, os.W_OK):  # numba would keep its kernels beside the sources
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(home / "cache" / "kernels"))
 
 
 def _serve(settings: HostSettings, open_log: Callable[[], EventLog], *, as_json: bool) -> None:

@@ -63,6 +63,8 @@ def mark_suspect(log: Path) -> None:
 
 
 def _connect(log: Path, durability: Durability) -> sqlite3.Connection:
+    if not log.exists():
+        log.touch(0o600)  # it names people; the files beside it get its mode
     connection = sqlite3.connect(log, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
     for pragma in (
         f"page_size = {PAGE_BYTES}",

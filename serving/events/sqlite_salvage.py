@@ -113,6 +113,7 @@ def _facts(log: Path) -> tuple[int, int]:
 def _make(making: Path, log: Path) -> tuple[int, int]:
     """Make a log of what is whole in another one; gives the numbers of records kept and lost."""
     last, gaps = _facts(log)
+    making.touch(0o600)
     with closing(sqlite3.connect(making, isolation_level=None)) as connection:
         count, highest = _fill(connection, log)
         known = last if highest <= last <= highest + _MOST_MISSING else highest

@@ -19,8 +19,8 @@ from serving.lifecycle.trial import TrialLimits, try_bundle
 from serving.lifecycle.warm_up import golden_requests, warm_up
 from serving.messages import ModelName, RankRequest
 
-FIRST_TRIAL_S = 120.0
-"""The first trial after an installation compiles the kernels: half a minute on a slow machine."""
+FIRST_TRIAL_S = 300.0
+"""The first trial after an installation compiles the kernels: a minute, on a slow machine more."""
 
 
 class ModelSupply:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from recsys.errors import EXIT_TEMPORARY, EXIT_UNAVAILABLE, RecsysError
@@ -156,7 +157,7 @@ class ModelWatch:
         verdict = self._check.note(seconds, failed=failed)
         if verdict != "watching":
             self._check = None
-            self._spawn(self._praise() if verdict == "good" else self._take_back(verdict))
+            self._spawn(self._praise if verdict == "good" else partial(self._take_back, verdict))
 
     async def close(self) -> None:
         """Stop what this started by itself."""
@@ -183,7 +184,7 @@ class ModelWatch:
     async def _take(self, candidate: Candidate, reason: str | None = None) -> None:
         if await self._changes.take(candidate, self._recent.list(), reason):
             self._check = HealthCheck(self._settings.budget, self._latencies.take())
-            self._spawn(self._tidy_up())
+            self._spawn(self._tidy_up)
 
     async def _roll_back(self, why: str) -> None:
         await self._changes.roll_back(why)
@@ -213,13 +214,13 @@ class ModelWatch:
             raise RecsysError("not_ready", "no model is loaded", exit_code=EXIT_UNAVAILABLE)
         return Swap(model=current.name, previous=before.name if before is not None else None)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.get_running_loop().create_task(self._told(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _told(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _told(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()  # made here, not before: a task may be cancelled before its first step
         except RecsysError as error:
             self._changes.report.failed("model_unchanged", error)

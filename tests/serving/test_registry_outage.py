@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_POST = do_GET  # noqa: N815
+    do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815
 
     def passed_on(self, body: bytes) -> tuple[int, bytes]:
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=60)

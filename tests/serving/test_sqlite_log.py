@@ -678,3 +678,11 @@ def test_start_with_many_records_is_quick(memory: Path):
         took = time.process_time() - started
         assert log.last == 100_000
     assert took < 1.0, f"{took:.2f} s of the processor"
+
+
+def test_nobody_else_may_read_the_log(tmp_path):
+    log = SqliteLog(tmp_path / "log.db")
+    log.append(records(1))
+    files = [path for path in tmp_path.glob("log.db*") if "lock" not in path.name]
+    assert {path.stat().st_mode & 0o077 for path in files} == {0}
+    log.close()
