@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,14 +26,14 @@ from serving.lifecycle.cached_bundles import CachedBundles, open_registry
 from serving.lifecycle.changes import ModelChanges
 from serving.lifecycle.embedding import TextEmbedding
 from serving.lifecycle.following import Follower
-from serving.lifecycle.report import ModelReport
+from serving.lifecycle.report import MAIN, ModelReport
 from serving.lifecycle.shadow import Shadow, ShadowSettings
 from serving.lifecycle.slot import ModelSlot
 from serving.lifecycle.source import FolderSource, RegistrySource, Source
 from serving.lifecycle.supply import ModelSupply
 from serving.lifecycle.watch import ModelWatch, WatchSettings
 from serving.logs import LineLog
-from serving.messages import FAILING, OVERLOADED, Ranking, RankRequest
+from serving.messages import FAILING, OVERLOADED, Event, Ranking, RankRequest
 from serving.meters import Meters
 
 REGISTRY = "models:/"
@@ -70,25 +70,28 @@ class Station:
     """One model that answers, with what brings it in and watches it."""
 
     def __init__(
-        self, uri: str, role: str, settings: HostSettings, report: ModelReport, log: EventLog
+        self, uri: str, role: str, settings: HostSettings, told: tuple[Meters, LineLog], events: EventLog
     ) -> None:
         """Open what the model comes from; nothing is fetched yet.
 
         Args:
             uri: as `HostSettings.model`.
-            role: names the folder of its copies, which no other station touches.
+            role: names it, and the folder of its copies, which no other station touches.
             settings: of the server.
-            report: hears of changes.
-            log: of the events that a new model is shown.
+            told: hear of changes.
+            events: the log that it follows.
 
         Raises:
             RecsysError: `model_uri_invalid`, `cache_unsafe`; of `load_public_keys`.
         """
-        self.slot = ModelSlot()
+        self.slot, self._report = ModelSlot(), ModelReport(*told, role)
         cache = CachedBundles(settings.home / "cache" / "served" / role)
         supply = ModelSupply(_source(uri, settings, cache), cache, load_public_keys(settings.public_keys))
-        self.watch = ModelWatch(ModelChanges(self.slot, supply, report, log), supply, settings.watch)
-        self._report = report
+        changes = ModelChanges(self.slot, supply, self._report, events)
+        self.watch = ModelWatch(changes, supply, settings.watch)
+        # Each station has its own: one that is far behind, or whose encoder hangs, holds up no other.
+        self.follower = Follower(events, [self.slot], told[1].failure)
+        self._embedding = TextEmbedding([self.slot], told[1].failure)
 
     @property
     def watched(self) -> Watched:
@@ -98,6 +101,10 @@ class Station:
     def observe(self, request: RankRequest | None, answer: Ranking, now: float, seconds: float) -> None:
         """Let the watch see one answer."""
         self.watch.observe(request, seconds, failed=answer.degraded_reason == FAILING)
+
+    def work(self) -> list[Coroutine[Any, Any, None]]:
+        """What goes on beside `live`, for ever."""
+        return [self.follower.run(), self._embedding.run()]
 
     async def live(self, *, required: bool) -> None:
         """Bring the first model in, and keep to its alias for ever.
@@ -133,21 +140,17 @@ class Host:
         Raises:
             RecsysError: of `Station`.
         """
-        report = ModelReport(meters, log)
-        self._main = Station(settings.model, "main", settings, report, events)
+        self._main = Station(settings.model, MAIN, settings, (meters, log), events)
         self._stations = [self._main]
         if settings.experiment is not None:
             treatment = _treatment(settings.model, settings.experiment)
-            self._stations.append(Station(treatment, "treatment", settings, report, events))
+            self._stations.append(Station(treatment, "treatment", settings, (meters, log), events))
         self.turns = Turns(settings.server.most_waiting, settings.server.deadline_s)
         self._shadow: Shadow | None = None
         if settings.shadow is not None:
-            self._stations.append(Station(settings.shadow, "shadow", settings, report, events))
+            self._stations.append(Station(settings.shadow, "shadow", settings, (meters, log), events))
             self._shadow = Shadow(self._stations[-1].slot, lambda: self.turns.is_busy, settings.shadowing)
-        slots = [station.slot for station in self._stations]
         self._events, self._writer = events, EventWriter(events)
-        self._follower = Follower(events, slots, log.failure)
-        self._embedding = TextEmbedding(slots, log.failure)
         self._settings, self._meters, self._log = settings, meters, log
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -158,7 +161,7 @@ class Host:
         return Parts(
             main=Watched(self._main.slot, self._observer()),
             challenge=None if experiment is None else (experiment, self._stations[1].watched),
-            intake=EventIntake(self._writer, self._follower.hear, server),
+            intake=EventIntake(self._writer, self._hear, server),
             admin=Admin(
                 reload=self._main.watch.reload,
                 rollback=self._main.watch.rollback,
@@ -175,10 +178,13 @@ class Host:
         first, *others = self._stations
         required = asyncio.ensure_future(first.live(required=True))
         work: list[Coroutine[Any, Any, None]] = [station.live(required=False) for station in others]
-        work += [self._follower.run(), self._embedding.run(), self._tell_of_damage()]
+        work += [part for station in self._stations for part in station.work()]
+        work.append(self._tell_of_damage())
         if self._shadow is not None:
             work.append(self._shadow.run())
         self._tasks = [required, *(asyncio.ensure_future(each) for each in work)]
+        for task in self._tasks[1:]:
+            task.add_done_callback(self._ended)
         return required
 
     async def __aexit__(
@@ -195,6 +201,15 @@ class Host:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._writer.close()
         self._events.close()
+
+    def _hear(self, events: Sequence[Event]) -> None:
+        for station in self._stations:
+            station.follower.hear(events)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Tell of work that should have gone on for ever."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.failure("work_ended", error)
 
     async def _tell_of_damage(self) -> None:
         """Say once of each finding what of the log is broken: when it was opened, and whenever it is read."""

@@ -123,6 +123,14 @@ def event_of(record: Record) -> Event:
     return msgspec.json.decode(record.payload, type=KINDS[record.kind])
 
 
+def readable_event(record: Record) -> Event | None:
+    """`event_of`, None for a record that this program cannot read: another one may have written it."""
+    try:
+        return event_of(record)
+    except (KeyError, msgspec.MsgspecError):
+        return None
+
+
 def _limit(events: int) -> None:
     if events > MOST_EVENTS:
         raise RecsysError("too_many_events", f"{events} events, at most {MOST_EVENTS} at a time")

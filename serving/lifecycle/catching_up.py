@@ -15,7 +15,7 @@ from typing import Protocol
 from recsys.errors import EXIT_TEMPORARY, RecsysError
 from serving.engine.live_model import LiveModel
 from serving.events.log import Stored
-from serving.events.parsing import event_of
+from serving.events.parsing import readable_event
 from serving.lifecycle.slot import ModelSlot, show
 from serving.lifecycle.worker import Worker
 
@@ -96,7 +96,7 @@ def read_on(model: LiveModel, log: Log, target: int | None, deadline: float) -> 
     pause = time.monotonic() + SPELL_S
     while (target is None or model.sequence < target) and (stored := log.read(model.sequence, BATCH)):
         for each in stored:
-            show(model, event_of(each.record), each.sequence)
+            show(model, readable_event(each.record), each.sequence)
             if time.monotonic() >= pause:
                 time.sleep(PAUSE_S)
                 pause = time.monotonic() + SPELL_S

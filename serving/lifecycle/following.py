@@ -13,7 +13,7 @@ from typing import Any
 
 from recsys.errors import EXIT_TEMPORARY, RecsysError
 from serving.events.log import Stored
-from serving.events.parsing import event_of
+from serving.events.parsing import readable_event
 from serving.lifecycle.catching_up import Log
 from serving.lifecycle.slot import ModelSlot
 from serving.lifecycle.worker import Worker
@@ -73,9 +73,9 @@ class Follower:
                 await asyncio.sleep(0)
         return len(found)
 
-    def _read(self, after: int) -> list[tuple[Event, int]]:
+    def _read(self, after: int) -> list[tuple[Event | None, int]]:
         stored: list[Stored] = self._log.read(after, BATCH)
-        return [(event_of(each.record), each.sequence) for each in stored]
+        return [(readable_event(each.record), each.sequence) for each in stored]
 
     async def _wait(self) -> None:
         with suppress(TimeoutError):

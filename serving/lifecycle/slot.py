@@ -29,7 +29,7 @@ class ModelSlot:
         self.failed = 0
         self._current: LiveModel | None = None
         self._previous: LiveModel | None = None
-        self._kept: deque[tuple[Event, int]] | None = None
+        self._kept: deque[tuple[Event | None, int]] | None = None
         self._held: int | None = None
 
     @property
@@ -70,8 +70,8 @@ class ModelSlot:
             raise RecsysError("nothing_to_roll_back", "this server holds no version before the current one")
         return self._previous
 
-    def apply(self, event: Event, sequence: int) -> None:
-        """Show the current model an event of the log, once; the numbers ascend."""
+    def apply(self, event: Event | None, sequence: int) -> None:
+        """Show the current model an event of the log, once; the numbers ascend. None is one without sense."""
         if self._current is None or sequence <= self.sequence:
             return
         if self._kept is not None:
@@ -85,7 +85,7 @@ class ModelSlot:
         """Keep what comes from now on for a model that is being caught up."""
         self._kept = deque(maxlen=MOST_KEPT)
 
-    def kept_after(self, sequence: int) -> list[tuple[Event, int]]:
+    def kept_after(self, sequence: int) -> list[tuple[Event | None, int]]:
         """What came since `keep_events` with a higher number, in the order it came; it is kept on."""
         return [entry for entry in self._kept or () if entry[1] > sequence]
 
@@ -100,11 +100,13 @@ class ModelSlot:
             self.apply(event, sequence)
 
 
-def show(model: LiveModel, event: Event, sequence: int) -> bool:
+def show(model: LiveModel, event: Event | None, sequence: int) -> bool:
     """Let a model take an event in; False where it cannot, which must not stop the ones behind it."""
     try:
-        model.apply(event, sequence)
-    except Exception:  # an id or a type that this version's tables have no place for
-        model.sequence = max(model.sequence, sequence)
-        return False
-    return True
+        if event is not None:
+            model.apply(event, sequence)
+            return True
+    except Exception:  # noqa: S110 - an id or a type that this version's tables have no place for
+        pass
+    model.sequence = max(model.sequence, sequence)
+    return False

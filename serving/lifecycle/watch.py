@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -174,12 +175,13 @@ class ModelWatch:
     async def _refresh(self, limit_s: float) -> None:
         what = f"no answer after {limit_s:g} s"
         late = RecsysError(UNAVAILABLE, what, exit_code=EXIT_UNAVAILABLE)
-        wanted = await self._registry.run(self._supply.resolve, limit_s, late)
-        named = (wanted.name.version, wanted.digest)
-        if named != self._named:
-            self._changes.refusals.clear()
-        self._named = named
-        await self._take(wanted)
+        with _as_error():
+            wanted = await self._registry.run(self._supply.resolve, limit_s, late)
+            named = (wanted.name.version, wanted.digest)
+            if named != self._named:
+                self._changes.refusals.clear()
+            self._named = named
+            await self._take(wanted)
 
     async def _take(self, candidate: Candidate, reason: str | None = None) -> None:
         if await self._changes.take(candidate, self._recent.list(), reason):
@@ -224,3 +226,14 @@ class ModelWatch:
             await work()  # made here, not before: a task may be cancelled before its first step
         except RecsysError as error:
             self._changes.report.failed("model_unchanged", error)
+
+
+@contextmanager
+def _as_error() -> Iterator[None]:
+    """Give a want of memory or a panic in a library the form of our errors: the model goes on."""
+    try:
+        yield
+    except RecsysError:
+        raise
+    except Exception as error:
+        raise RecsysError("load_failed", type(error).__name__) from error

@@ -11,6 +11,7 @@ the parts: nightly,process,http,peers,events,starts,flips.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def test_the_server_is_as_fast_as_it_says(tmp_path: Path) -> None:
         folder = tmp_path / part
         folder.mkdir()
         _measure(part, figures, small, folder)
+        shutil.rmtree(folder)
     table = figures.table(COMMAND)
     print(f"\n{table}\n", flush=True)
     figures.write()

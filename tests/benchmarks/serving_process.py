@@ -167,7 +167,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, path: str, begin: float) 
     """Seconds since `begin` when this path answers 200 for the first time."""
     while time.perf_counter() < begin + START_S:
         if process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended with {process.returncode}")
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
         with contextlib.suppress(OSError):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
             with contextlib.closing(connection):
@@ -175,7 +175,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, path: str, begin: float) 
                 if connection.getresponse().status == 200:
                     return time.perf_counter() - begin
         time.sleep(0.02)
-    raise RuntimeError(f"{process.args} was not ready after {START_S:g} s")
+    raise RuntimeError(f"{process.args!r} was not ready after {START_S:g} s")
 
 
 def _free_port() -> int:

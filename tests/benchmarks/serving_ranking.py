@@ -173,8 +173,10 @@ def _furthest(ours: Served, mlflow: Served, call: Asked, world: World) -> float:
     """How far the two servers of one version are apart at the moment that it was made."""
     document = {"user_id": call.user_id, "candidates": call.candidates, "timestamp": world.as_of}
     found = {item["id"]: item["score"] for item in ours.ask("POST", "/v1/rank", document)["items"]}
-    scores = mlflow.ask("POST", "/invocations", json.loads(mlflow_bodies([call])[0]))["predictions"]
-    return max(abs(found[item] - score) for item, score in zip(call.candidates, scores, strict=True))
+    scores: list[float] = mlflow.ask("POST", "/invocations", json.loads(mlflow_bodies([call])[0]))[
+        "predictions"
+    ]
+    return max(abs(float(found[item]) - score) for item, score in zip(call.candidates, scores, strict=True))
 
 
 def _tell_peers(figures: Figures, heard: dict[tuple[str, str], list[Heard]]) -> None:

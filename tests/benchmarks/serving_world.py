@@ -3,13 +3,15 @@
 The first comes from the real pipeline (`recsys simulate`, `train`, `promote`, `score`) with less training
 than by default, but more trees, as many as a larger log gives. The second holds the first one's arrays many
 times side by side, with ids of their own, and goes through the same writers: as large as it looks, and loaded
-as any other. Both are kept in the folder of RECSYS_BENCH_HOME, so that making them takes minutes only once.
+as any other. Both are kept in `recsys-bench` below RECSYS_BENCH_HOME: making them takes minutes only once.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,8 @@ from pathlib import Path
 
 import polars as pl
 
-from recsys.bundle import MANIFEST, Bundle, read_bundle
+from features.builder import Features
+from recsys.bundle import MANIFEST, Bundle, read_bundle, write_bundle
 from recsys.tracking import Registry
 from recsys.versions import Version
 from tests.benchmarks.serving_copies import copied_files
@@ -36,13 +39,14 @@ class World:
 
     Attributes:
         home: of its registry.
-        version: the champion. `folder`: a copy of its bundle.
+        version: the champion. `folder`: a copy of its bundle. `as_of`: the moment that it was made.
         users: ids of those with a history. `items`: all ids.
     """
 
     home: Path
     version: Version
     folder: Path
+    as_of: float
     users: Sequence[str]
     items: Sequence[str]
 
@@ -50,11 +54,6 @@ class World:
     def uri(self) -> str:
         """Of the champion."""
         return f"models:/{self.version.name}@champion"
-
-    @property
-    def as_of(self) -> float:
-        """The moment that its scores of the night are of."""
-        return self.bundle().manifest.as_of
 
     def bundle(self) -> Bundle:
         """Its bundle, read anew."""
@@ -71,16 +70,20 @@ class World:
 
 
 def trained_world() -> World:
-    """The version of the simulated shop, made where it is not there."""
-    place = _place()
-    data, home = place / "data", place / "home"
-    if not (place / "made").exists():
+    """The version of the simulated shop, made where it is not there or another one is wanted now."""
+    place, recipe = _place(), _recipe()
+    data, home, note = place / "data", place / "home", place / "recipe.json"
+    if not note.exists() or json.loads(note.read_text()) != {**recipe, "is_made": True}:
+        if note.exists():
+            shutil.rmtree(place)
+        place.mkdir(mode=0o700, parents=True)  # what is there without a note is not ours
+        note.write_text(json.dumps(recipe))
         _recsys("simulate", str(data), "--users", str(USERS), "--items", str(ITEMS))
         settings = [word for setting in QUICK for word in ("--set", setting)]
         _recsys("train", str(data), "--home", str(home), *settings)
         _recsys("promote", NAME, "--force", "--home", str(home))
         _recsys("score", str(data), "--home", str(home))
-        (place / "made").touch()
+        note.write_text(json.dumps({**recipe, "is_made": True}))
     return _world(home, NAME)
 
 
@@ -89,8 +92,6 @@ def large_world(small: World) -> World:
     registry = Registry(small.home)
     if not registry.list_versions(LARGE):
         files, metadata = copied_files(small.bundle(), _place() / "data", COPIES)
-        from recsys.bundle import write_bundle
-
         with tempfile.TemporaryDirectory(dir=small.home) as folder:
             write_bundle(Path(folder, "bundle"), files, {**metadata, "name": LARGE})
             version = registry.log_training(LARGE, Path(folder, "bundle"), {"copies": COPIES}, {})
@@ -104,8 +105,6 @@ def another_version(world: World, number: int) -> Version:
     found = [each for each in registry.list_versions(name) if each.number == number]
     if found:
         return found[0]
-    from recsys.bundle import write_bundle
-
     bundle = world.bundle()
     manifest = bundle.manifest
     metadata = {
@@ -117,10 +116,14 @@ def another_version(world: World, number: int) -> Version:
         return registry.log_training(name, Path(folder, "bundle"), {}, {})
 
 
+def _recipe() -> dict[str, object]:
+    """What the version is made of."""
+    schema = Features().schema.digest
+    return {"users": USERS, "items": ITEMS, "copies": COPIES, "settings": [*QUICK], "schema": schema}
+
+
 def _place() -> Path:
-    place = Path(os.environ.get(HOME) or Path(tempfile.gettempdir(), "recsys-bench")).expanduser().absolute()
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return place
+    return Path(os.environ.get(HOME) or tempfile.gettempdir()).expanduser().absolute() / "recsys-bench"
 
 
 def _world(home: Path, name: str) -> World:
@@ -128,14 +131,11 @@ def _world(home: Path, name: str) -> World:
     version = registry.resolve(f"models:/{name}@champion")
     folder = home / "cache" / "bundles" / version.digest
     bundle = read_bundle(folder) if (folder / MANIFEST).exists() else registry.load(version, folder)
-    with tempfile.TemporaryDirectory() as place:
-        tables = {}
-        for table in ("users.parquet", "items.parquet"):
-            file = Path(place, table)
-            file.write_bytes(bundle.files[table])
-            tables[table] = pl.read_parquet(file)
-    known = tables["users.parquet"].filter("known")["user_id"].to_list()
-    return World(home, version, folder, known, tables["items.parquet"]["item_id"].to_list())
+    users, items = (
+        pl.read_parquet(io.BytesIO(bundle.files[file])) for file in ("users.parquet", "items.parquet")
+    )
+    known = users.filter("known")["user_id"].to_list()
+    return World(home, version, folder, bundle.manifest.as_of, known, items["item_id"].to_list())
 
 
 def _recsys(*words: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 RECSYS = [str(Path(sys.executable).with_name("recsys"))]
 JSON = {"content-type": "application/json"}
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 """For what happens soon on any machine that is not very busy; the first start of all compiles kernels."""
 
 
@@ -137,7 +137,7 @@ def wait_until(is_so: Callable[[], Any], limit_s: float = PATIENCE_S) -> Any:
     end = time.monotonic() + limit_s
     while not (found := is_so()):
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
+        time.sleep(0.02)
     return found
 
 

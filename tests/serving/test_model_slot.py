@@ -12,18 +12,20 @@ import pytest
 
 from recsys.bundle import read_bundle
 from recsys.errors import RecsysError
-from serving.engine.live_model import LiveModel
+from serving.engine.answering import rank
+from serving.engine.live_model import Level, LiveModel
 from serving.events.parsing import record_of
 from serving.events.sqlite_log import SqliteLog
 from serving.lifecycle.catching_up import catch_up
 from serving.lifecycle.following import Follower
 from serving.lifecycle.health_budget import HealthBudget, HealthCheck, Latencies
 from serving.lifecycle.slot import ModelSlot
-from serving.lifecycle.warm_up import RecentRequests, golden_requests, warm_up
+from serving.lifecycle.warm_up import RecentRequests, golden_requests, take_in_events, warm_up
 from serving.lifecycle.worker import Worker
 from serving.messages import ImpressionEvent, InteractionEvent, ItemEvent, ModelName, RankRequest
 
-AS_OF = 30 * 86_400.0
+DAY_S = 86_400.0
+AS_OF = 30 * DAY_S
 NAME = ModelName(name="recsys", version=1, alias="champion")
 
 
@@ -403,5 +405,33 @@ def test_a_model_warms_up_with_golden_and_recent_requests(bundle):
     assert [len(request.candidates) for request in golden] == [20] * 4
     model = LiveModel.load(bundle, NAME)
     before = model.state.to_files()
-    warm_up(model, [*golden, *requests, RankRequest(candidates=[])], AS_OF)
+    warm_up(model, [*golden, *requests, RankRequest(candidates=[])], AS_OF + 9 * DAY_S)
     assert model.state.to_files() == before
+
+
+def test_days_that_a_warm_model_reads_from_the_log_count_as_for_a_cold_one(bundle):
+    """Its lists of popular items would lack them for a day, had it been asked as of now."""
+    now, found = AS_OF + 3 * DAY_S, []
+    for requests in ([], golden_requests(bundle)):
+        model = LiveModel.load(bundle, NAME)
+        warm_up(model, requests, now)
+        for number in range(60):
+            moment = AS_OF + DAY_S + number
+            event = InteractionEvent(
+                event_id=f"e{number}", user_id="u01", item_id="i39", event_type="purchase", timestamp=moment
+            )
+            model.apply(event, number + 1)
+        found.append(rank(model, RankRequest(candidates=["i01", "i39"]), now, Level.POPULARITY).items)
+    assert found[0] == found[1]
+    assert found[0][0].id == "i39"
+
+
+def test_events_of_every_kind_are_tried_before_a_model_is_served(bundle):
+    model = LiveModel.load(bundle, NAME)
+    take_in_events(model, golden_requests(bundle))
+    assert (model.sequence, len(model.new_items), model.texts_to_embed(), dict(model.orphans)) == (
+        4,
+        1,
+        {},
+        {},
+    )

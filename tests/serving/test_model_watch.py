@@ -707,6 +707,38 @@ def test_a_folder_is_served_without_a_registry_and_reloaded(serve, bundle_parts,
     asyncio.run(live())
 
 
+class Exhausted(FolderSource):
+    """A folder that is read when there is no memory left, or that makes a library panic."""
+
+    failure: BaseException | None = None
+
+    def resolve(self):
+        if self.failure is not None:
+            raise self.failure
+        return super().resolve()
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), BaseException("a panic, as Rust libraries raise it")])
+def test_a_failure_of_the_machine_is_told_and_the_model_goes_on(serve, bundle_folder, failure):
+    source = Exhausted(bundle_folder)
+    served = serve(source, [bundle_folder], poll_s=0.01)
+
+    async def live() -> None:
+        await served.watch.start()
+        before, source.failure = served.canary(), failure
+        assert (await refused(served.watch.reload())).code == "load_failed"
+        watching = asyncio.create_task(served.watch.run())
+        await asyncio.sleep(0.2)
+        assert not watching.done()
+        assert served.canary() == before
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await settle(served)
+
+    asyncio.run(live())
+    assert "load_failed" in {line.get("code") for line in served.told()}
+
+
 def test_a_trial_is_not_repeated_for_what_has_passed_it(serve, bundle_folder):
     served = serve(FolderSource(bundle_folder))
     digest = read_bundle(bundle_folder).digest

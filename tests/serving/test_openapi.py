@@ -16,7 +16,7 @@ from serving.http.door import OPEN
 from serving.http.openapi import openapi_document
 from serving.http.routes import ADMIN, PUBLIC, Route, Table
 from serving.problems import CODES, kind_of
-from tests.serving.running import JSON
+from tests.serving.running import JSON, Running
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -146,6 +146,15 @@ def test_every_example_works(server, route: Route):
 
 @pytest.mark.slow
 def test_a_fuzzer_finds_no_failure(server):
+    fuzz(server, 12)
+
+
+@pytest.mark.soak
+def test_c29_a_fuzzer_finds_no_failure_for_long(server):
+    fuzz(server, 1500)
+
+
+def fuzz(server: Running, examples: int) -> None:
     """Schemathesis makes requests from the document, good ones and bad ones, and holds answers against it."""
     from hypothesis import HealthCheck, given, seed, settings
 
@@ -154,11 +163,12 @@ def test_a_fuzzer_finds_no_failure(server):
     checks = [getattr(schemathesis.checks, name) for name in (*names, "response_schema_conformance")]
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) == len(PUBLIC) - 1  # it leaves out the document itself
+    quiet = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
     for operation in operations:
         for mode in schemathesis.GenerationMode:
 
             @seed(5)
-            @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            @settings(max_examples=examples, **quiet)
             @given(operation.as_strategy(generation_mode=mode))
             def look(case):
                 case.call_and_validate(checks=checks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import itertools
 import json
@@ -27,6 +28,8 @@ from recsys.bundle import read_bundle
 from recsys.dataset import Dataset
 from serving.engine.answering import similar
 from serving.engine.live_model import LiveModel
+from serving.events.log import Record
+from serving.events.sqlite_log import SqliteLog
 from serving.messages import SimilarRequest
 from tests.serving.expected import are_close, asked, follow, model_of, nightly, ranked, stored
 from tests.serving.running import JSON, RECSYS, Running, exchange, wait_until
@@ -322,6 +325,19 @@ def test_c20_what_is_damaged_of_the_log_is_told_and_the_rest_counts(hosted, bund
         again = server.post("/v1/events", events[90:110]).json
         assert (again["accepted"], again["duplicate"]) == (1, 19)
         wait_for(server, model_of(bundle_folder, log))
+
+
+def test_a_record_of_another_program_stops_nothing(hosted, bundle_folder, tmp_path):
+    """A later version may write kinds of events that this one does not know, and then be taken back."""
+    payload = b'{"what":"nobody here knows"}'
+    strange = Record("strange", "visit", hashlib.sha256(payload).digest(), time.time(), time.time(), payload)
+    with contextlib.closing(SqliteLog(tmp_path / "events.db")) as log:
+        log.append([strange])
+    with hosted(bundle_folder, tmp_path, deadline_s=10.0) as server:
+        accept(server, click("after", user_id="newcomer"))
+        wait_until(lambda: reason(server, "newcomer", "i05") is None)
+        assert server.stop() == 0
+        assert "work_ended" not in server.log
 
 
 def test_c20_a_log_that_may_only_be_read_stops_events_alone(hosted, bundle_folder, tmp_path):

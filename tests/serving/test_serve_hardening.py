@@ -33,6 +33,7 @@ sys.addaudithook(_hook)
 """
 """What Python runs before anything else where it finds it as `sitecustomize`."""
 
+PICKLED = "pickle.find_class"
 OWN_PICKLES = re.compile(
     r"\('(builtins|copyreg|numpy|numba\.[\w.]+|recsys\.(forest|relevance_kernel))', '\w+'\)"
 )
@@ -75,19 +76,37 @@ def test_c38_nothing_is_unpickled_started_or_called_up(bundle_folder, second_fol
         pid = server.process.pid
         started = seen(tmp_path, pid)
         use(server)
-        assert seen(tmp_path, pid, after=len(started)) == []
+        used = seen(tmp_path, pid, after=len(started))
         shutil.rmtree(served)
         shutil.copytree(second_folder, served)
         assert server.ask("POST", "/admin/reload", admin=True).status == 200
-        changed = seen(tmp_path, pid, after=len(started))
+        changed = seen(tmp_path, pid, after=len(started) + len(used))
         assert server.stop() == 0
-    pickled = [rest for event, rest in started if event == "pickle.find_class"]
-    assert [rest for rest in pickled if not OWN_PICKLES.fullmatch(rest)] == []
-    others = [(event, rest) for event, rest in started if event != "pickle.find_class"]
-    assert [event for event, _ in others] == ["socket.bind", "socket.bind", "subprocess.Popen"]
-    assert [event for event, _ in changed if event != "pickle.find_class"] == ["subprocess.Popen"]
-    for _, rest in (others[2], changed[0]):
+    for pickled in ([rest for event, rest in part if event == PICKLED] for part in (started, used, changed)):
+        assert [rest for rest in pickled if not OWN_PICKLES.fullmatch(rest)] == []
+    others = [
+        [(event, rest) for event, rest in part if event != PICKLED] for part in (started, used, changed)
+    ]
+    assert [[event for event, _ in part] for part in others] == [
+        ["socket.bind", "socket.bind", "subprocess.Popen"],
+        [],
+        ["subprocess.Popen"],
+    ]
+    for _, rest in (others[0][2], others[2][0]):
         assert "'-P', '-m', 'serving.lifecycle.trial_child'" in rest
+
+
+@pytest.mark.soak  # compiles every kernel once more
+def test_c30_nothing_is_compiled_once_it_is_ready(bundle_folder, tmp_path):
+    """On a machine that has never run it: what a request has to wait for is done before there are any."""
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
+    with running(
+        bundle_folder, tmp_path, home=tmp_path / "home", environment=environment, deadline_s=30.0
+    ) as server:
+        before = sorted(path.name for path in (tmp_path / "kernels").rglob("*.nb?"))
+        use(server)
+        assert sorted(path.name for path in (tmp_path / "kernels").rglob("*.nb?")) == before
+    assert before
 
 
 @contextmanager

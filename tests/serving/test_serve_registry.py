@@ -34,7 +34,9 @@ URI = "models:/recsys@champion"
 ITEMS = [f"i{number:02d}" for number in range(40)]
 CANARY = {"user_id": "u03", "candidates": ITEMS, "timestamp": 30 * 86_400.0 + 60.0}
 NEVER_S = 3600.0
-PATIENT = {"deadline_s": 10.0, "watch__first_resolve_s": 60.0, "watch__resolve_s": 60.0}
+PATIENT = {"deadline_s": 10.0} | {
+    f"watch__{name}": 120.0 for name in ("open_s", "first_resolve_s", "resolve_s")
+}
 
 Answers = dict[int, list[dict[str, Any]]]
 
@@ -210,7 +212,7 @@ def test_a_rollback_goes_back_and_stays_until_the_alias_moves(versions, serve):
         polls = server.log.count("model_unchanged")
         wait_until(lambda: server.log.count("model_unchanged") >= polls + 2)
         assert canary(server) == (1, expected[1])
-        admin(server, "reload").problem(422, "rolled_back")
+        admin(server, "reload").problem(409, "rolled_back")
         admin(server, "rollback").problem(409, "nothing_to_roll_back")
         registry.set_alias("recsys", "champion", 3)
         wait_until(lambda: version(server) == 3)
@@ -231,7 +233,7 @@ def test_a_version_that_is_over_its_budget_goes_by_itself(versions, serve):
         wait_until(lambda: ready(server)["degraded_reason"] == "rolled_back")
         assert canary(server) == (1, expected[1])
         assert '"why":"too_slow"' in server.log
-        admin(server, "reload").problem(422, "rolled_back")
+        admin(server, "reload").problem(409, "rolled_back")
     assert load.wrong == []
     assert load.answered.keys() == {1, 2}
 
@@ -330,13 +332,13 @@ def test_only_signed_versions_are_served_where_a_key_is_configured(registry, bun
         assert server.stop() == 0
 
 
-def test_an_unsigned_version_is_never_served_first(versions, serve, tmp_path):
-    _, _ = versions
+def test_an_unsigned_bundle_is_never_served_first(hosted, bundle_folder, tmp_path):
     public = tmp_path / "key.hex"
     public.write_text(Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key().public_bytes_raw().hex())
-    with serve(options=["--public-key", str(public)], ready=False) as server:
+    with hosted(bundle_folder, tmp_path, options=["--public-key", str(public)], ready=False) as server:
         wait_until(lambda: "no_model" in server.log)
         server.ask("GET", "/readyz").problem(503, "not_ready")
+        admin(server, "reload").problem(422, "signature_missing")
 
 
 @pytest.fixture
@@ -363,6 +365,10 @@ def test_a_shadow_is_told_of_and_its_failures_are_nobodys(versions, shadowed, se
         assert found["rank_correlation"] == pytest.approx(rank_correlation(places), abs=1e-9)
         largest = max(abs(ours[each]["score"] - others[each]["score"]) for each in ours)
         assert found["largest_difference"] == pytest.approx(largest, abs=1e-6)
+        assert count(server, "recsys_model_info") == 1
+        assert count(server, 'recsys_model_info{name="recsys",version="1"}') == 1, "the one that answers"
+        swaps = [json.loads(line) for line in server.log.splitlines() if "model_swapped" in line]
+        assert {(line["version"], line.get("role")) for line in swaps} == {(1, None), (2, "shadow")}
 
 
 def figures(server: Running) -> dict[str, Any]:
@@ -371,13 +377,11 @@ def figures(server: Running) -> dict[str, Any]:
     return got.json
 
 
-@pytest.mark.parametrize("alias_of", [None, 3])
-def test_a_shadow_that_does_not_come_costs_nobody_anything(versions, shadowed, alias_of):
-    """Its alias is not there, or its bundle is damaged."""
+def test_a_shadow_that_does_not_come_costs_nobody_anything(versions, shadowed):
+    """Its bundle is damaged."""
     registry, expected = versions
     damage(registry, "ranker.txt")
-    if alias_of:
-        registry.set_alias("recsys", "challenger", alias_of)
+    registry.set_alias("recsys", "challenger", 3)
     with shadowed() as server, Load(server, expected) as load:
         wait_until(lambda: "no_model" in server.log)
         wait_until(lambda: load.answered[1] > 20)
