@@ -11,6 +11,7 @@ import gc
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ FILES_OF_OURS = 128
 """Descriptors that are kept free of clients."""
 LAST_WORDS_S = 0.5
 POLL_S = 0.02
+SWITCH_S = 0.0005
+"""So long the loop waits until a busy worker thread lets go; ten times that is Python's own."""
 
 
 class Listener:
@@ -215,6 +218,7 @@ def _unavailable(error: OSError, host: str, port: int) -> RecsysError:
 
 def run(site: Site, started: Callable[[], None]) -> None:
     """`serve` in a new loop, a quick one where uvloop is installed, until the end."""
+    sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(site, started))
 

@@ -110,6 +110,32 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, Python {python}, load before {load:.1f}"
 
 
+class Neighbours:
+    """Who else used the processors since this was made; figures of a crowded machine say little."""
+
+    def __init__(self) -> None:
+        self._all, self._busy = _processor_s()
+        self._mine = _mine_s()
+
+    def share(self) -> float:
+        """Percent of all processors' time that neither this process nor its ended children had."""
+        everything, busy = _processor_s()
+        others = busy - self._busy - (_mine_s() - self._mine)
+        return 100.0 * max(0.0, others) / max(everything - self._all, 1e-9)
+
+
+def _processor_s() -> tuple[float, float]:
+    """Seconds of all processors, and those that were not idle, since the machine came up."""
+    fields = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    tick = os.sysconf("SC_CLK_TCK")
+    return sum(fields) / tick, (sum(fields) - fields[3] - fields[4]) / tick
+
+
+def _mine_s() -> float:
+    mine = os.times()
+    return mine.user + mine.system + mine.children_user + mine.children_system
+
+
 def middle(values: Sequence[float]) -> float:
     """The median; infinite without any."""
     return median(values) if values else float("inf")

@@ -207,7 +207,7 @@ def test_a_second_model_that_is_far_behind_keeps_no_event_from_the_first(two_ver
             wait_until(lambda user=user: knows(server, user))
             waited.append(time.monotonic() - begin)
     print(f"seen after {[round(each, 3) for each in waited]} s")
-    assert np.median(waited) < 1.0
+    assert max(waited) < 2.0
 
 
 def knows(server: Running, user: str) -> bool:
