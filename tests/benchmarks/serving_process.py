@@ -144,7 +144,7 @@ def _process(
                 },
                 stdout=file if stdout is None else stdout,
                 stderr=file,
-                start_new_session=True,
+                process_group=0,  # a session of its own would also have a priority of its own
             )
         finally:
             os.sched_setaffinity(0, mine)
