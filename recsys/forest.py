@@ -1,4 +1,4 @@
-"""Trees of a LightGBM model as flat arrays, and the kernel that adds them up.
+"""Trees of a LightGBM model as flat arrays.
 
 Read from the model's text by our own parser: a damaged text is refused here, where LightGBM's parser kills
 the process. Scores are LightGBM's raw scores to the bit, because thresholds are rounded towards what float32
@@ -11,26 +11,20 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from recsys.errors import RecsysError
 from recsys.events import Float32, Float64, Int32
-
-UInt32 = NDArray[np.uint32]
+from recsys.leaf_masks import CHUNK, LeafMasks, add_up
 
 NODE = np.dtype([("threshold", "f4"), ("feature", "i4"), ("left", "i4"), ("right", "i4"), ("missing", "i4")])
 """A decision: left where the value is at most the threshold, `missing` where it is NaN; ~leaf ends it."""
 
 _CATEGORICAL, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2
 _MISSING_IS_NONE, _MISSING_IS_ZERO, _MISSING_IS_NAN = range(3)
-_ROWS = 64
-_TOGETHER = 5
-_ROWS_A_THREAD = 256
 
 
 @dataclass(frozen=True)
@@ -82,20 +76,23 @@ class Forest:
         """
         if matrix.ndim != 2 or matrix.shape[1] != len(self.features):
             raise ValueError(f"the trees read {len(self.features)} columns, not {matrix.shape[1:]}")
-        matrix = np.ascontiguousarray(matrix, np.float32)
         out = np.zeros(len(matrix))
-        if threads <= 1 or len(matrix) < threads * _ROWS_A_THREAD:
-            _add_up(self._steps, matrix, out)
-            return out
-        bounds = np.linspace(0, len(matrix), threads + 1).astype(int)
-        parts = [slice(first, last) for first, last in pairwise(bounds)]
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda rows: _add_up(self._steps, matrix[rows], out[rows]), parts))
+        parts = [slice(first, first + CHUNK) for first in range(0, len(matrix), CHUNK)]
+
+        def add(rows: slice) -> None:
+            add_up(self._masks, np.ascontiguousarray(matrix[rows].T, np.float32), out[rows])
+
+        if threads <= 1 or len(parts) < threads:
+            for rows in parts:
+                add(rows)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(add, parts))
         return out
 
     @cached_property
-    def _steps(self) -> _Steps:
-        return _steps_of(self)
+    def _masks(self) -> LeafMasks:
+        return LeafMasks.of(self.nodes, self.leaves, self.roots)
 
 
 @dataclass(frozen=True)
@@ -182,123 +179,3 @@ def _joined(features: tuple[str, ...], trees: list[_Tree]) -> Forest:
             tree.nodes[side] = np.where(child >= 0, child + node, child - leaf)
     nodes = np.concatenate([np.zeros(0, NODE), *(tree.nodes for tree in trees)])
     return Forest(features, nodes, np.concatenate([np.zeros(0), *(tree.leaves for tree in trees)]), roots)
-
-
-class _Steps(NamedTuple):
-    """The same trees for the kernel: the children of a node lie side by side, and a leaf leads to itself.
-
-    So a step is arithmetic, without a branch that could be guessed wrongly.
-
-    Attributes:
-        threshold: (places,) infinity for a leaf.
-        feature: (places,) times `_ROWS`, where the column begins in a transposed block of rows.
-        left: (places,) place of the left child, doubled; its last bit says that NaN goes left.
-        value: (places,) of a leaf.
-        roots, depth: (trees,) place of the root, and longest way down.
-    """
-
-    threshold: Float32
-    feature: UInt32
-    left: UInt32
-    value: Float64
-    roots: UInt32
-    depth: Int32
-
-
-def _steps_of(forest: Forest) -> _Steps:
-    """Each tree level by level."""
-    places, trees = len(forest.nodes) + len(forest.leaves), len(forest)
-    steps = _Steps(
-        np.full(places, np.inf, np.float32),
-        np.zeros(places, np.uint32),
-        np.zeros(places, np.uint32),
-        np.zeros(places),
-        np.zeros(trees, np.uint32),
-        np.zeros(trees, np.int32),
-    )
-    _lay_out(forest.nodes, forest.leaves, forest.roots, steps)
-    return steps
-
-
-@njit(cache=True, nogil=True)
-def _lay_out(
-    nodes: NDArray[np.void],
-    leaves: Float64,
-    roots: Int32,
-    steps: _Steps,
-) -> None:
-    threshold, feature, left, value, starts, depth = steps
-    waiting, level = np.empty(len(value), np.int64), np.zeros(len(value), np.int32)
-    used = 0
-    for tree in range(len(roots)):
-        place = used
-        starts[tree], waiting[used] = used, roots[tree]
-        used += 1
-        while place < used:
-            node = waiting[place]
-            depth[tree] = level[place]
-            if node < 0:
-                value[place], left[place] = leaves[~node], 2 * place + 1
-            else:
-                one = nodes[node]
-                threshold[place], feature[place] = one.threshold, one.feature * _ROWS
-                left[place] = 2 * used + (1 if one.missing == one.left else 0)
-                waiting[used], waiting[used + 1] = one.left, one.right
-                level[used] = level[used + 1] = level[place] + 1
-                used += 2
-            place += 1
-
-
-@njit(cache=True, nogil=True)
-def _add_up(steps: _Steps, matrix: Float32, out: Float64) -> None:
-    """Adds to `out` (rows,), tree after tree, for `_ROWS` rows at a time that take each step together."""
-    block = np.zeros(matrix.shape[1] * _ROWS, np.float32)
-    for first in range(0, len(matrix), _ROWS):
-        last = min(first + _ROWS, len(matrix))
-        for row in range(first, last):
-            for column in range(matrix.shape[1]):
-                block[column * _ROWS + row - first] = matrix[row, column]
-        _add_block(steps, block, out[first:last])
-
-
-@njit(cache=True, nogil=True)
-def _add_block(steps: _Steps, block: Float32, out: Float64) -> None:
-    """All rows go down the first levels of a tree together; then only those that are not at a leaf go on."""
-    rows, one = len(out), np.uint32(1)
-    place, going = np.empty(_ROWS, np.uint32), np.empty(_ROWS, np.uint32)
-    for tree in range(len(steps.roots)):
-        place[:] = steps.roots[tree]
-        for _ in range(min(steps.depth[tree], _TOGETHER)):
-            for row in range(rows):
-                place[row] = _next(steps, block, np.uint32(row), place[row])
-        left, count = steps.depth[tree] - _TOGETHER, np.uint32(0)
-        if left > 0:
-            for row in range(rows):
-                going[count] = row
-                count += one if steps.left[place[row]] >> one != place[row] else np.uint32(0)
-        while left > 0 and count > 0:
-            count, left = _go_on(steps, block, place, going, count), left - 1
-        for row in range(rows):
-            out[row] += steps.value[place[row]]
-
-
-@njit(cache=True, nogil=True)
-def _go_on(steps: _Steps, block: Float32, place: UInt32, going: UInt32, count: int) -> np.uint32:
-    """One step for the first `count` rows of `going`; those that are still under way move to its front."""
-    kept, one = np.uint32(0), np.uint32(1)
-    for nth in range(count):
-        row = going[nth]
-        to = _next(steps, block, row, place[row])
-        place[row], going[kept] = to, row
-        kept += one if steps.left[to] >> one != to else np.uint32(0)
-    return kept
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _next(steps: _Steps, block: Float32, row: np.uint32, at: np.uint32) -> np.uint32:
-    """Unsigned all along: numba then leaves out the code for negative places, a third of the time."""
-    one = np.uint32(1)
-    x, down = block[steps.feature[at] + row], steps.left[at]
-    right = np.uint32(0) if x <= steps.threshold[at] else one
-    right = right if x == x else one - (down & one)
-    return (down >> one) + right
