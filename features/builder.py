@@ -28,11 +28,12 @@ from features.schema import FeatureField, FeatureSchema
 from features.similarity import WeighedHistory, count_repeats, write_similarity
 from features.slate import compare_in_slate
 from features.sources import write_source_flags
+from recsys.dense_products import DenseProducts
 from recsys.events import Float32, Int64
 from recsys.pairs import DensePairs, SparsePairs
 from recsys.requests import SOURCES, HistoryBatch, Requests
 
-PairScores = Mapping[str, DensePairs | SparsePairs]
+PairScores = Mapping[str, DensePairs | DenseProducts | SparsePairs]
 
 HISTORY_LIMIT = 150
 
@@ -95,11 +96,12 @@ class Features:
         Args:
             requests: who asks for what.
             reading: from `Replay.read` or `LiveState.read` of the same requests.
-            pairs: item-to-item scores by name (the names are those of `declaration.Pairs`).
+            pairs: item-to-item scores by name (the names are those of `declaration.Pairs`); of dense ones
+                the products with the reading's history will do.
             scores: (rows,) scores by `RequestScore` name. Absent pairs and scores give NaN columns.
             event_weights: (types,) weight by type_index in the history.
         """
-        matrix = np.full((requests.rows, len(self.schema)), np.nan, np.float32)
+        matrix = np.full((len(self.schema), requests.rows), np.nan, np.float32).T
         self._program.run(reading.counters, matrix)
         write_source_flags(requests.source, self._flags, matrix)
         self._write_similarities(requests, reading.history, pairs, event_weights, matrix)
@@ -123,7 +125,10 @@ class Features:
             way = (declaration.limit, declaration.half_life_days, declaration.place_decay)
             if way not in weighed:
                 weighed[way] = WeighedHistory.of(declaration, history, strength)
-            write_similarity(declaration, pairs[declaration.pairs], requests, weighed[way], columns, matrix)
+            table = pairs[declaration.pairs]
+            if isinstance(table, DensePairs):
+                table = DenseProducts.of(table, requests, history)
+            write_similarity(declaration, table, requests, weighed[way], columns, matrix)
 
     def to_json(self) -> str:
         """Declarations and history settings, from which `from_json` makes the same features."""

@@ -186,7 +186,7 @@ class LiveState:
         plan = self.features.plan
         moments = writable(requests.timestamp)
         history = self.histories.read(requests)
-        counters = np.empty((requests.rows, len(plan)), np.float32)
+        counters = np.empty((len(plan), requests.rows), np.float32).T
         slots = slots_of_rows(self.spaces, self.items, requests)
         for key, kept in self.tables.items():
             kept.reserve(self.spaces[key].size)

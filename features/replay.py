@@ -66,7 +66,7 @@ class Replay:
         """Histories and states of these requests; see `Reading` for shapes."""
         features = self.features
         history = self._history(requests)
-        counters = np.empty((requests.rows, len(features.plan)), np.float32)
+        counters = np.empty((len(features.plan), requests.rows), np.float32).T
         moments = writable(requests.timestamp)
         slots = slots_of_rows(self.spaces, self.items, requests)
         for table, log in zip(features.plan.tables, self.logs, strict=True):

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from features.declaration import AGGREGATES, HistorySimilarity
 from features.keys import writable
-from recsys.dot_products import LANES, REORDER, dots
+from recsys.dense_products import DenseProducts, padded
+from recsys.dot_products import REORDER
 from recsys.events import Bool, Float32, Float64, Int32, Int64
-from recsys.pairs import DensePairs, SparsePairs
+from recsys.pairs import SparsePairs
 from recsys.requests import HistoryBatch, Requests
 
 _DAY_S = 86_400.0
 _WAYS = len(AGGREGATES)
+_SIEVE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class WeighedHistory:
     """Each request's history with the weights of its events.
 
     Attributes:
-        spans: first row that counts, (r,), and the end of each request's rows, (r,).
+        spans: first row that counts, (r,), and the requests' offsets, (r + 1,).
         item_index: (history rows,).
         weights: (history rows, 2) by age and by place.
     """
@@ -44,7 +47,7 @@ class WeighedHistory:
         start, weights = weigh_history(
             history.offsets, history.age_s, strength, similarity.limit, decay_of(similarity)
         )
-        return cls((start, history.offsets[1:]), history.item_index, weights)
+        return cls((start, history.offsets), history.item_index, weights)
 
 
 def decay_of(similarity: HistorySimilarity) -> tuple[float, float]:
@@ -54,7 +57,7 @@ def decay_of(similarity: HistorySimilarity) -> tuple[float, float]:
 
 def write_similarity(
     similarity: HistorySimilarity,
-    pairs: DensePairs | SparsePairs,
+    pairs: DenseProducts | SparsePairs,
     requests: Requests,
     history: WeighedHistory,
     columns: Int64,
@@ -64,7 +67,7 @@ def write_similarity(
 
     Args:
         similarity: says whether weighted aggregates are means or sums.
-        pairs: the scores; `DensePairs` rows of zeros are unknown items.
+        pairs: the scores; dense ones are products with the same history.
         requests: candidates.
         history: what each request may know, oldest first, weighed as `similarity` wants it.
         columns: (6,) where each of AGGREGATES goes, -1 nowhere.
@@ -73,8 +76,8 @@ def write_similarity(
     candidates = (requests.offsets, writable(requests.item_index))
     past = (*history.spans, history.item_index, history.weights)
     as_mean = similarity.weighted == "mean"
-    if isinstance(pairs, DensePairs):
-        _dense((pairs.factors, pairs.known), candidates, past, as_mean, columns, matrix)
+    if isinstance(pairs, DenseProducts):
+        _dense((pairs.starts, pairs.values, pairs.pairs.known), candidates, past, as_mean, columns, matrix)
     else:
         stored = (pairs.offsets, pairs.columns, pairs.values)
         _sparse(stored, candidates, past, as_mean, columns, matrix)
@@ -99,25 +102,6 @@ def weigh_history(
             weights[row, 1] = weight[row] * by_place
             by_place *= factor
     return start, weights
-
-
-@njit(cache=True, nogil=True)
-def _gather_known(
-    table: tuple[Float32, Bool], item_index: Int32, start: int, stop: int
-) -> tuple[Float32, Int64]:
-    """The factors of the known items of rows start..stop-1, with room for `dots`, and their row numbers."""
-    factors, known = table
-    room = (stop - start + LANES - 1) // LANES * LANES
-    found, rows = np.empty((room, factors.shape[1]), np.float32), np.empty(stop - start, np.int64)
-    count = 0
-    for row in range(start, stop):
-        item = item_index[row]
-        if 0 <= item < len(known) and known[item]:
-            found[count] = factors[item]
-            rows[count] = row
-            count += 1
-    found[count:] = np.float32(0.0)
-    return found, rows[:count]
 
 
 @njit(cache=True, nogil=True, fastmath=REORDER)
@@ -176,36 +160,48 @@ def _write(found: Float32, columns: Int64, row: int, matrix: Float32) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _known_events(items: Int32, start: int, stop: int, known: Bool) -> Int64:
+    """Rows start..stop-1 whose item is known."""
+    rows, count = np.empty(stop - start, np.int64), 0
+    for row in range(start, stop):
+        if 0 <= items[row] < len(known) and known[items[row]]:
+            rows[count] = row
+            count += 1
+    return rows[:count]
+
+
+@njit(cache=True, nogil=True)
 def _dense(
-    table: tuple[Float32, Bool],
+    products: tuple[Int64, Float32, Bool],
     candidates: tuple[Int64, Int32],
     past: tuple[Int64, Int64, Int32, Float64],
     as_mean: bool,
     columns: Int64,
     matrix: Float32,
 ) -> None:
+    begins, values, known = products
     offsets, items = candidates
-    starts, stops, history_items, weights = past
-    factors, known = table
+    starts, past_offsets, history_items, weights = past
     found = np.empty(_WAYS, np.float32)
     for request in range(len(starts)):
-        if starts[request] == stops[request]:
-            continue
-        history, rows = _gather_known(table, history_items, starts[request], stops[request])
+        first, last = past_offsets[request], past_offsets[request + 1]
+        rows = _known_events(history_items, starts[request], last, known)
         if len(rows) == 0:
             continue
-        scores, chosen = np.empty(len(history), np.float32), np.empty((2, len(rows)))
-        mass = np.zeros(2)
+        scores, chosen, mass = np.empty(len(rows), np.float32), np.empty((2, len(rows))), np.zeros(2)
         for place in range(len(rows)):
             for way in range(2):
                 chosen[way, place] = weights[rows[place], way]
                 mass[way] += chosen[way, place]
+        at = begins[request] - first
         for row in range(offsets[request], offsets[request + 1]):
             item = items[row]
             if 0 <= item < len(known) and known[item]:
-                dots(factors[item], history, len(rows), scores)
-                _aggregate(scores[: len(rows)], chosen, mass, as_mean, found)
+                for place in range(len(rows)):
+                    scores[place] = values[at + rows[place]]
+                _aggregate(scores, chosen, mass, as_mean, found)
                 _write(found, columns, row, matrix)
+            at += padded(last - first)
 
 
 @njit(cache=True, nogil=True)
@@ -236,10 +232,19 @@ def _slots_of(items: Int32, begin: int, end: int) -> Int32:
 
 
 @njit(cache=True, nogil=True)
+def _sieve_of(items: Int32, begin: int, end: int) -> NDArray[np.bool_]:
+    """Which remainders of item numbers occur among these: most items that are not there fail here."""
+    sieve = np.zeros(_SIEVE, np.bool_)
+    for row in range(begin, end):
+        sieve[items[row] & (_SIEVE - 1)] = True
+    return sieve
+
+
+@njit(cache=True, nogil=True)
 def _collect(
     stored: tuple[Int64, Int32, Float32],
     history: tuple[Int32, Float64, int, int],
-    candidates: tuple[Int32, Int32, int],
+    candidates: tuple[Int32, Int32, int, NDArray[np.bool_]],
     sums: Float64,
 ) -> tuple[int, float, float]:
     """Add up the history rows' scores of the candidates into `sums` (candidates, 7).
@@ -249,7 +254,7 @@ def _collect(
     """
     offsets, columns, values = stored
     past, weights, start, stop = history
-    slots, items, begin = candidates
+    slots, items, begin, sieve = candidates
     known, age_mass, place_mass = 0, 0.0, 0.0
     for row in range(stop - 1, start - 1, -1):
         item = past[row]
@@ -260,6 +265,8 @@ def _collect(
         age_mass += weights[row, 0]
         place_mass += weights[row, 1]
         for place in range(offsets[item], offsets[item + 1]):
+            if not sieve[columns[place] & (_SIEVE - 1)]:
+                continue
             slot = slots[_place_of(columns[place], slots, items, begin)]
             if slot >= 0:
                 score = np.float64(values[place])
@@ -293,15 +300,15 @@ def _sparse(
 ) -> None:
     """As `_dense` for stored scores, which must not be negative; what is not stored is 0."""
     offsets, items = candidates
-    starts, stops, history_items, weights = past
+    starts, past_offsets, history_items, weights = past
     size = len(stored[0]) - 1
     found = np.empty(_WAYS, np.float32)
     for request in range(len(starts)):
         begin, end = offsets[request], offsets[request + 1]
-        slots = _slots_of(items, begin, end)
+        slots, sieve = _slots_of(items, begin, end), _sieve_of(items, begin, end)
         sums = np.zeros((end - begin, 7), np.float64)
-        history = (history_items, weights, starts[request], stops[request])
-        known, age_mass, place_mass = _collect(stored, history, (slots, items, begin), sums)
+        history = (history_items, weights, starts[request], past_offsets[request + 1])
+        known, age_mass, place_mass = _collect(stored, history, (slots, items, begin, sieve), sums)
         if known == 0:
             continue
         for row in range(begin, end):

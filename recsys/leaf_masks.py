@@ -1,9 +1,9 @@
 """Decision trees as masks over their leaves, and the kernel that adds them up without walking a tree.
 
-A decision that sends a row to the right rules out the leaves on its left, and the row's leaf is the first that
-no decision rules out (Lucchese et al. 2015, "QuickScorer"). So a decision is one AND, for many rows at a time.
-Here they go tree by tree, and those on which all rows of a chunk agree, as on what is known of their common
-user, are made once for all rows.
+A decision that sends a row to the right rules out the leaves on its left, and the row's leaf is the first
+that no decision rules out (Lucchese et al. 2015, "QuickScorer"). So a decision is one AND, for many rows at a
+time. Here they go tree by tree, and those on which all rows of a chunk agree, as on what is known of their
+common user, are made once for all rows.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def add_up(masks: LeafMasks, columns: Float32, out: Float64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _separate(column: Float32, nan: np.float32, numbers: Float32) -> int:
+def _separate(column: Float32, nan: np.float32, numbers: Float32) -> np.int32:
     """Write the column with `nan` for NaN, and count these."""
     missing = np.int32(0)
     for row in range(len(numbers)):

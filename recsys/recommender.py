@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.cold_start import rungs
+from recsys.dense_products import DenseProducts
 from recsys.events import Bool, Float32, Float64, Int32, Int64
 from recsys.newcomers import with_newcomers
 from recsys.pairs import DensePairs, SparsePairs
@@ -27,7 +28,7 @@ from recsys.retrieval import Retriever, Seen
 from recsys.row_scores import row_scores
 
 Progress = Callable[[int, int], None]
-Pairs = Mapping[str, DensePairs | SparsePairs]
+Pairs = Mapping[str, DensePairs | DenseProducts | SparsePairs]
 
 
 class Reading(Protocol):
@@ -115,9 +116,11 @@ class Recommender:
         """The same models with this ranker and this share of untouched items."""
         return replace(self, ranker=ranker, newcomers=newcomers)
 
-    def head_scores(self, requests: Requests, reading: Reading) -> Float32:
-        """(rows,) click probability of every candidate row."""
-        return self.head.score(requests, reading.history, self._projected)
+    def head_scores(
+        self, requests: Requests, reading: Reading, products: DenseProducts | None = None
+    ) -> Float32:
+        """(rows,) click probability of every candidate row; `products` of the texts, where they are there."""
+        return self.head.score(requests, reading.history, self._projected, products)
 
     @cached_property
     def _projected(self) -> ProjectedItems:
@@ -143,11 +146,11 @@ class Recommender:
             "als_user": self.als_scores(requests, reading.history),
             "sequence": self.retriever.sequence.scores(requests, reading.history),
         }
-        pairs = self.pairs
+        pairs = {name: table for name, table in self.pairs.items() if name != "text"}
         if text:
-            scores["head"] = self.head_scores(requests, reading)
-        else:
-            pairs = {name: table for name, table in pairs.items() if name != "text"}
+            products = DenseProducts.of(self.retriever.text, requests, reading.history)
+            scores["head"] = self.head_scores(requests, reading, products)
+            pairs["text"] = products
         return self.features.build(requests, reading, pairs, scores, self.retriever.weights)
 
     def matrix_in_blocks(self, requests: Requests, state: State, progress: Progress | None = None) -> Float32:

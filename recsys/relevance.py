@@ -20,10 +20,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 from safetensors import SafetensorError
@@ -31,9 +29,11 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from recsys.calibration import Calibration
+from recsys.dense_products import DenseProducts
 from recsys.dot_products import LANES
 from recsys.errors import RecsysError
 from recsys.events import Float32, Int32, Int64, concatenated_ranges, lengths_to_offsets
+from recsys.pairs import DensePairs
 from recsys.relevance_kernel import KernelItems, KernelLog, KernelWeights, score_requests, weigh_events
 from recsys.relevance_weights import AGE_SLOTS, PLACE_SLOTS, HeadConfig, HeadWeights, check_weights
 from recsys.requests import HistoryBatch, Requests
@@ -64,7 +64,12 @@ class ProjectedItems:
     @cached_property
     def kernel_items(self) -> KernelItems:
         """The same arrays, as the kernel takes them."""
-        return KernelItems(self.vectors, self.candidate, self.history, self.hidden, self.prior)
+        return KernelItems(self.candidate, self.history, self.hidden, self.prior)
+
+    @cached_property
+    def text(self) -> DensePairs:
+        """The text similarities of the items."""
+        return DensePairs(self.vectors)
 
     def tables(self) -> tuple[Float32, ...]:
         """All arrays, whose first axis is the item."""
@@ -150,40 +155,48 @@ class RelevanceHead:
         )
 
     def score(
-        self, requests: Requests, history: HistoryBatch, items: ProjectedItems, *, threads: int = 1
+        self,
+        requests: Requests,
+        history: HistoryBatch,
+        items: ProjectedItems,
+        products: DenseProducts | None = None,
     ) -> Float32:
         """Calibrated click probabilities, shape (rows,), in the order of the candidate rows.
 
         `history` holds one range a request. A row's score depends on its request's history and its own
         item alone: not on the other candidates, nor on what else is in the batch. An empty history and
-        an unknown item (-1) are fine. `threads` changes the speed, never the result.
+        an unknown item (-1) are fine. `products` are those of the items' text vectors with this history,
+        where they are there already.
         """
-        return self.calibration.probability(self.logits(requests, history, items, threads=threads))
+        return self.calibration.probability(self.logits(requests, history, items, products))
 
     def logits(
-        self, requests: Requests, history: HistoryBatch, items: ProjectedItems, *, threads: int = 1
+        self,
+        requests: Requests,
+        history: HistoryBatch,
+        items: ProjectedItems,
+        products: DenseProducts | None = None,
     ) -> Float32:
         """Uncalibrated log-odds, shape (rows,)."""
         _check_rows(requests, history, items)
+        if products is None:
+            history = newest_events(history, self.config.history_limit)
+            products = DenseProducts.of(items.text, requests, history)
         events = (history.offsets, history.item_index, history.type_index, history.age_s)
+        kept, past, bias = weigh_events(*events, self.config.history_limit, self._biases)
+        lengths = np.diff(history.offsets)
         log = KernelLog(
             requests.offsets,
             requests.item_index,
-            *weigh_events(*events, self.config.history_limit, self._biases),
+            kept,
+            past,
+            bias,
+            products.values,
+            products.starts[:-1] + lengths - np.diff(kept),
+            -(-lengths // LANES) * LANES,
         )
-        weights, tables = self._kernel_weights, items.kernel_items
         out = np.empty(requests.rows, np.float32)
-        bounds = _even_parts(requests.offsets, threads)
-        if len(bounds) == 2:
-            score_requests(0, len(requests), log, tables, weights, out)
-            return out
-        with ThreadPoolExecutor(threads) as pool:
-            parts = [
-                pool.submit(score_requests, first, last, log, tables, weights, out)
-                for first, last in pairwise(bounds)
-            ]
-            for part in parts:
-                part.result()
+        score_requests(log, items.kernel_items, self._kernel_weights, out)
         return out
 
     @cached_property
@@ -233,14 +246,6 @@ def _check_rows(requests: Requests, history: HistoryBatch, items: ProjectedItems
     for name, index in (("candidate", requests.item_index), ("history", history.item_index)):
         if len(index) and (index.max() >= len(items) or index.min() < -1):
             raise ValueError(f"{name} item_index outside -1..{len(items) - 1}")
-
-
-def _even_parts(offsets: Int64, parts: int) -> list[int]:
-    """Request numbers that cut the requests into at most `parts` runs of about equal rows."""
-    if parts <= 1 or len(offsets) <= 2:
-        return [0, len(offsets) - 1]
-    cuts = np.searchsorted(offsets, offsets[-1] * np.arange(1, parts) / parts)
-    return sorted({0, *cuts.tolist(), len(offsets) - 1})
 
 
 def _parameters(weights: HeadWeights) -> KernelWeights:

@@ -13,23 +13,28 @@ from numba import njit
 
 from recsys.dot_products import LANES, REORDER, dots
 from recsys.events import Float32, Float64, Int32, Int64
-from recsys.exponential import exp32
+from recsys.transcendental import exp32
 
 
 class KernelLog(NamedTuple):
-    """Requests and histories: candidate rows, history events, and each event's attention bias."""
+    """Requests and histories: candidate rows, history events, and each event's attention bias.
+
+    The text similarity of a request's candidate n to its event j is `similarity[begin + n * stride + j]`.
+    """
 
     offsets: Int64
     item_index: Int32
     history_offsets: Int64
     history_item: Int32
     history_bias: Float32
+    similarity: Float32
+    begin: Int64
+    stride: Int64
 
 
 class KernelItems(NamedTuple):
-    """The tables of `relevance.ProjectedItems`."""
+    """The projected tables of `relevance.ProjectedItems`."""
 
-    vectors: Float32
     candidate: Float32
     history: Float32
     hidden: Float32
@@ -52,11 +57,15 @@ class KernelWeights(NamedTuple):
 
 
 class _History(NamedTuple):
-    """One request's history; rows are padded to a multiple of LANES, `bias` is not."""
+    """One request's history; keys are padded to a multiple of LANES, `bias` is not.
 
-    vectors: Float32
+    `similarity` is that of the first candidate and those behind it, `stride` apart.
+    """
+
     keys: Float32
     bias: Float32
+    similarity: Float32
+    stride: int
 
 
 # The functions below work on all candidates of a request at a time: handing numba a tuple of arrays costs
@@ -104,12 +113,11 @@ def _attend(
     attended_w, mean_w, best_w, last_w, length_w = weights.dense
     keys, bias, null = history.keys, history.bias, weights.null
     events, dim = len(bias), len(weights.null)
-    similarity, logit = np.empty(len(keys), np.float32), np.empty(len(keys), np.float32)
-    unknown = np.zeros(items.vectors.shape[1], np.float32)
+    logit = np.empty(len(keys), np.float32)
     length = length_w * np.float32(np.log1p(np.float32(events)))
     for row in range(len(index)):
         item = index[row]
-        dots(items.vectors[item] if item >= 0 else unknown, history.vectors, events, similarity)
+        similarity = history.similarity[row * history.stride : row * history.stride + events]
         dots(items.candidate[item], keys, events, logit)
         top, total, best = empty, np.float32(0.0), np.float32(-1.0)
         for j in range(events):
@@ -157,31 +165,24 @@ def _interact(
 
 
 @njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
-def score_requests(
-    first: int, last: int, log: KernelLog, items: KernelItems, weights: KernelWeights, out: Float32
-) -> None:
-    """Logits of the rows of requests first..last-1, written to their places in `out`.
+def score_requests(log: KernelLog, items: KernelItems, weights: KernelWeights, out: Float32) -> None:
+    """Write the logits of all candidate rows to `out` (rows,).
 
-    Item -1 is unknown: it is the last row of the projected tables and has a text vector of zeros.
+    Item -1 is unknown: it is the last row of the projected tables.
     """
     longest, widest = 0, 0
-    for q in range(first, last):
+    for q in range(len(log.offsets) - 1):
         longest = max(longest, log.history_offsets[q + 1] - log.history_offsets[q])
         widest = max(widest, log.offsets[q + 1] - log.offsets[q])
     padded = (longest + LANES - 1) // LANES * LANES
-    vectors = np.zeros((padded, items.vectors.shape[1]), np.float32)
     keys = np.zeros((padded, len(weights.null)), np.float32)
     pooled = np.empty((widest, len(weights.null)), np.float32)
-    for q in range(first, last):
+    for q in range(len(log.offsets) - 1):
         start, stop = log.history_offsets[q], log.history_offsets[q + 1]
         for j in range(stop - start):
-            item = log.history_item[start + j]
-            if item >= 0:
-                vectors[j] = items.vectors[item]
-            else:
-                vectors[j] = np.float32(0.0)
-            keys[j] = items.history[item]
-        history = _History(vectors, keys, log.history_bias[start:stop])
+            keys[j] = items.history[log.history_item[start + j]]
+        similarity = log.similarity[log.begin[q] :]
+        history = _History(keys, log.history_bias[start:stop], similarity, log.stride[q])
         index = log.item_index[log.offsets[q] : log.offsets[q + 1]]
         logits = out[log.offsets[q] : log.offsets[q + 1]]
         _attend(index, history, items, weights, pooled, logits)

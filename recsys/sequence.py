@@ -29,11 +29,11 @@ from safetensors.numpy import save
 from recsys import numeric_storage
 from recsys.errors import RecsysError
 from recsys.events import Bool, Float32, Int32, Int64
-from recsys.exponential import exp32
 from recsys.numeric_storage import Storage, load_arrays
 from recsys.pairs import known_rows
 from recsys.requests import HistoryBatch, Requests
 from recsys.row_scores import row_scores
+from recsys.transcendental import exp32
 from recsys.user_memo import UserMemo
 
 _ARRAYS_FILE, _CONFIG_FILE = "sequence.safetensors", "sequence.json"

@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from features.declaration import AGGREGATES, HistorySimilarity
 from features.similarity import WeighedHistory, write_similarity
 from features.slate import compare_in_slate
+from recsys.dense_products import DenseProducts
 from recsys.events import lengths_to_offsets
 from recsys.pairs import DensePairs, SparsePairs
 from recsys.requests import HistoryBatch, Requests
@@ -76,6 +77,8 @@ def naive(declaration, table, known, requests, history) -> np.ndarray:
 def similarity(declaration, pairs, requests, history):
     """(rows, 6) what is written for a declaration."""
     out = np.full((requests.rows, len(AGGREGATES)), np.nan, np.float32)
+    if isinstance(pairs, DensePairs):
+        pairs = DenseProducts.of(pairs, requests, history)
     weighed = WeighedHistory.of(declaration, history, WEIGHTS.astype(np.float64)[history.type_index])
     write_similarity(declaration, pairs, requests, weighed, np.arange(len(AGGREGATES)), out)
     return out

@@ -130,8 +130,6 @@ def test_score_does_not_depend_on_the_order_of_candidates_or_on_threads():
     )
     straight = head.score(requests, history, items)
     assert head.score(shuffled, history, items).tolist() == straight[order].tolist()
-    parallel = head.score(REQUESTS, HISTORY, items, threads=3)
-    assert parallel.tolist() == head.score(REQUESTS, HISTORY, items).tolist()
 
 
 def test_untrained_head_ranks_by_text_similarity_to_the_history():
