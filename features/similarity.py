@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from features.declaration import AGGREGATES, HistorySimilarity
 from features.keys import writable
-from recsys.dense_products import DenseProducts, padded
-from recsys.dot_products import REORDER
+from recsys.dense_products import DenseProducts
 from recsys.events import Bool, Float32, Float64, Int32, Int64
 from recsys.pairs import SparsePairs
 from recsys.requests import HistoryBatch, Requests
@@ -104,42 +103,6 @@ def weigh_history(
     return start, weights
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
-def _sums(scores: Float32, weights: Float64) -> tuple[float, float, float]:
-    """The scores' plain sum, and those weighted by age and by place, weights (2, k)."""
-    total, by_age, by_place = 0.0, 0.0, 0.0
-    for place in range(len(scores)):
-        score = np.float64(scores[place])
-        total += score
-        by_age += weights[0, place] * score
-        by_place += weights[1, place] * score
-    return total, by_age, by_place
-
-
-@njit(cache=True, nogil=True)
-def _aggregate(scores: Float32, weights: Float64, mass: Float64, as_mean: bool, out: Float32) -> None:
-    """The six aggregates of one candidate's scores, (k,) with k > 0, into `out` (6,)."""
-    best, second, third = np.float32(-np.inf), np.float32(-np.inf), np.float32(-np.inf)
-    for score in scores:
-        if score > third:
-            if score > best:
-                best, second, third = score, best, second
-            elif score > second:
-                second, third = score, second
-            else:
-                third = score
-    total, by_age, by_place = _sums(scores, weights)
-    count = len(scores)
-    top = np.float64(best)
-    top += np.float64(second) if count > 1 else 0.0
-    top += np.float64(third) if count > 2 else 0.0
-    out[0] = total / count
-    out[1] = best
-    out[2] = top / min(count, 3)
-    out[3] = scores[count - 1]
-    _write_weighted(by_age, mass[0], by_place, mass[1], as_mean, out)
-
-
 @njit(cache=True, nogil=True)
 def _write_weighted(
     by_age: float, age_mass: float, by_place: float, place_mass: float, as_mean: bool, out: Float32
@@ -184,24 +147,54 @@ def _dense(
     starts, past_offsets, history_items, weights = past
     found = np.empty(_WAYS, np.float32)
     for request in range(len(starts)):
-        first, last = past_offsets[request], past_offsets[request + 1]
-        rows = _known_events(history_items, starts[request], last, known)
-        if len(rows) == 0:
+        begin, end = offsets[request], offsets[request + 1]
+        events = _known_events(history_items, starts[request], past_offsets[request + 1], known)
+        if len(events) == 0 or end == begin:
             continue
-        scores, chosen, mass = np.empty(len(rows), np.float32), np.empty((2, len(rows))), np.zeros(2)
-        for place in range(len(rows)):
-            for way in range(2):
-                chosen[way, place] = weights[rows[place], way]
-                mass[way] += chosen[way, place]
-        at = begins[request] - first
-        for row in range(offsets[request], offsets[request + 1]):
-            item = items[row]
-            if 0 <= item < len(known) and known[item]:
-                for place in range(len(rows)):
-                    scores[place] = values[at + rows[place]]
-                _aggregate(scores, chosen, mass, as_mean, found)
-                _write(found, columns, row, matrix)
-            at += padded(last - first)
+        first = begins[request] - past_offsets[request] * (end - begin)
+        sums, highest = np.zeros((3, end - begin)), np.full((3, end - begin), np.float32(-np.inf))
+        age_mass, place_mass = 0.0, 0.0
+        for event in events:
+            scores = values[first + event * (end - begin) : first + (event + 1) * (end - begin)]
+            _add_event(scores, weights[event, 0], weights[event, 1], sums, highest)
+            age_mass += weights[event, 0]
+            place_mass += weights[event, 1]
+        newest = values[first + events[-1] * (end - begin) : first + (events[-1] + 1) * (end - begin)]
+        counted = min(len(events), 3)
+        for row in range(end - begin):
+            item = items[begin + row]
+            if not (0 <= item < len(known) and known[item]):
+                continue
+            top = 0.0
+            for place in range(counted):
+                top += np.float64(highest[place, row])
+            found[0] = sums[0, row] / len(events)
+            found[1] = highest[0, row]
+            found[2] = top / counted
+            found[3] = newest[row]
+            _write_weighted(sums[1, row], age_mass, sums[2, row], place_mass, as_mean, found)
+            _write(found, columns, begin + row, matrix)
+
+
+@njit(cache=True, nogil=True)
+def _add_event(scores: Float32, by_age: float, by_place: float, sums: Float64, highest: Float32) -> None:
+    """Add one event's scores of all candidates to their sums, plain and weighted, and to their highest three.
+
+    Without a branch, so that many candidates go together.
+    """
+    total, aged, placed = sums[0], sums[1], sums[2]
+    first, second, third = highest[0], highest[1], highest[2]
+    for row in range(len(scores)):
+        score = scores[row]
+        exact = np.float64(score)
+        total[row] += exact
+        aged[row] += by_age * exact
+        placed[row] += by_place * exact
+        lower = first[row] if score > first[row] else score
+        first[row] = score if score > first[row] else first[row]
+        least = second[row] if lower > second[row] else lower
+        second[row] = lower if lower > second[row] else second[row]
+        third[row] = least if least > third[row] else third[row]
 
 
 @njit(cache=True, nogil=True)

@@ -21,8 +21,8 @@ class DenseProducts:
     """score(h, c) of each candidate row and each event, 0 where either is unknown.
 
     Attributes:
-        starts: (requests + 1,) where each request's scores begin in `values`: candidate by candidate, each
-            with the events of the history, oldest first, and zeros up to a multiple of `LANES`.
+        starts: (requests + 1,) where each request's scores begin in `values`: event by event, oldest first,
+            each with all candidates.
         values: (scores,).
         pairs: what they are the scores of.
     """
@@ -46,12 +46,6 @@ class DenseProducts:
 
 
 @njit(cache=True, nogil=True)
-def padded(events: int) -> int:
-    """Scores that are stored for a candidate."""
-    return (events + LANES - 1) // LANES * LANES
-
-
-@njit(cache=True, nogil=True)
 def _products(
     factors: Float32, candidates: tuple[Int64, Int32], history: tuple[Int64, Int32]
 ) -> tuple[Int64, Float32]:
@@ -59,24 +53,22 @@ def _products(
     past_offsets, past_items = history
     starts, longest = np.zeros(len(offsets), np.int64), 0
     for request in range(len(offsets) - 1):
-        width = padded(past_offsets[request + 1] - past_offsets[request])
-        longest = max(longest, width)
-        starts[request + 1] = starts[request] + (offsets[request + 1] - offsets[request]) * width
-    values, unknown = np.empty(starts[-1], np.float32), np.zeros(factors.shape[1], np.float32)
-    past = np.zeros((longest, factors.shape[1]), np.float32)
+        events = past_offsets[request + 1] - past_offsets[request]
+        longest = max(longest, events)
+        starts[request + 1] = starts[request] + (offsets[request + 1] - offsets[request]) * events
+    longest = (longest + LANES - 1) // LANES * LANES
+    values, found = np.empty(starts[-1], np.float32), np.empty(longest, np.float32)
+    past, unknown = np.zeros((longest, factors.shape[1]), np.float32), np.zeros(factors.shape[1], np.float32)
     for request in range(len(offsets) - 1):
         begin, events = past_offsets[request], past_offsets[request + 1] - past_offsets[request]
-        width, at = padded(events), starts[request]
-        for nth in range(width):
-            item = past_items[begin + nth] if nth < events else -1
+        first, rows = offsets[request], offsets[request + 1] - offsets[request]
+        for nth in range(events):
+            item = past_items[begin + nth]
             past[nth] = factors[item] if 0 <= item < len(factors) else unknown
-        if events == 0:
-            continue
-        for row in range(offsets[request], offsets[request + 1]):
-            item = items[row]
-            if 0 <= item < len(factors):
-                dots(factors[item], past, events, values[at : at + width])
-            else:
-                values[at : at + width] = np.float32(0.0)
-            at += width
+        scores = values[starts[request] : starts[request + 1]]
+        for row in range(rows if events else 0):
+            item = items[first + row]
+            dots(factors[item] if 0 <= item < len(factors) else unknown, past, events, found)
+            for nth in range(events):
+                scores[nth * rows + row] = found[nth]
     return starts, values

@@ -160,9 +160,7 @@ def _range(column: Float32) -> tuple[np.float32, np.float32]:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _add_words(
-    masks: LeafMasks, block: Float32, lowest: Float32, highest: Float32, out: Float64
-) -> None:
+def _add_words(masks: LeafMasks, block: Float32, lowest: Float32, highest: Float32, out: Float64) -> None:
     """Word after word; NaN as the highest value says that some rows go right whatever the threshold.
 
     `found` is the value of the first leaf that is left in the words of a tree so far.

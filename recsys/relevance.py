@@ -184,7 +184,7 @@ class RelevanceHead:
             products = DenseProducts.of(items.text, requests, history)
         events = (history.offsets, history.item_index, history.type_index, history.age_s)
         kept, past, bias = weigh_events(*events, self.config.history_limit, self._biases)
-        lengths = np.diff(history.offsets)
+        older = np.diff(history.offsets) - np.diff(kept)
         log = KernelLog(
             requests.offsets,
             requests.item_index,
@@ -192,8 +192,7 @@ class RelevanceHead:
             past,
             bias,
             products.values,
-            products.starts[:-1] + lengths - np.diff(kept),
-            -(-lengths // LANES) * LANES,
+            products.starts[:-1] + older * np.diff(requests.offsets),
         )
         out = np.empty(requests.rows, np.float32)
         score_requests(log, items.kernel_items, self._kernel_weights, out)

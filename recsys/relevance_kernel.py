@@ -19,7 +19,8 @@ from recsys.transcendental import exp32
 class KernelLog(NamedTuple):
     """Requests and histories: candidate rows, history events, and each event's attention bias.
 
-    The text similarity of a request's candidate n to its event j is `similarity[begin + n * stride + j]`.
+    The text similarities of a request stand in `similarity` from its `begin` on: event by event, each with
+    all candidates.
     """
 
     offsets: Int64
@@ -29,7 +30,6 @@ class KernelLog(NamedTuple):
     history_bias: Float32
     similarity: Float32
     begin: Int64
-    stride: Int64
 
 
 class KernelItems(NamedTuple):
@@ -57,15 +57,11 @@ class KernelWeights(NamedTuple):
 
 
 class _History(NamedTuple):
-    """One request's history; keys are padded to a multiple of LANES, `bias` is not.
-
-    `similarity` is that of the first candidate and those behind it, `stride` apart.
-    """
+    """One request's history: keys, padded to a multiple of LANES; similarities (events, candidates)."""
 
     keys: Float32
     bias: Float32
     similarity: Float32
-    stride: int
 
 
 # The functions below work on all candidates of a request at a time: handing numba a tuple of arrays costs
@@ -109,38 +105,64 @@ def _attend(
     index: Int32, history: _History, items: KernelItems, weights: KernelWeights, pooled: Float32, out: Float32
 ) -> None:
     """Fill `pooled` (candidates, d), and `out` (candidates,) with the dense part of the logit."""
-    scale, cross, empty = weights.attention
     attended_w, mean_w, best_w, last_w, length_w = weights.dense
-    keys, bias, null = history.keys, history.bias, weights.null
-    events, dim = len(bias), len(weights.null)
-    logit = np.empty(len(keys), np.float32)
+    rows, events = len(index), len(history.bias)
     length = length_w * np.float32(np.log1p(np.float32(events)))
-    for row in range(len(index)):
-        item = index[row]
-        similarity = history.similarity[row * history.stride : row * history.stride + events]
-        dots(items.candidate[item], keys, events, logit)
-        top, total, best = empty, np.float32(0.0), np.float32(-1.0)
-        for j in range(events):
-            logit[j] = scale * similarity[j] + cross * logit[j] + bias[j]
-            total += similarity[j]
-            best, top = max(best, similarity[j]), max(top, logit[j])
-        share = exp32(empty - top)
-        mass, attended = share, np.float32(0.0)
-        for i in range(dim):
-            pooled[row, i] = share * null[i]
-        for j in range(events):
-            logit[j] = exp32(logit[j] - top)
-        for j in range(events):
-            mass += logit[j]
-            attended += logit[j] * similarity[j]
-            for i in range(dim):
-                pooled[row, i] += logit[j] * keys[j, i]
-        for i in range(dim):
-            pooled[row, i] /= mass
+    share = _weigh(index, history, items, weights)
+    mass, attended = share[events].copy(), np.zeros(rows, np.float32)
+    total, best = np.zeros(rows, np.float32), np.full(rows, np.float32(-1.0))
+    for event in range(events):
+        similarity, mine = history.similarity[event], share[event]
+        for row in range(rows):
+            mass[row] += mine[row]
+            attended[row] += mine[row] * similarity[row]
+            total[row] += similarity[row]
+            best[row] = similarity[row] if similarity[row] > best[row] else best[row]
+    for row in range(rows):
+        _pool(share[:, row], history.keys, weights.null, mass[row], pooled[row])
         out[row] = length
-        if events:
-            out[row] += attended_w * (attended / mass) + mean_w * (total / np.float32(events))
-            out[row] += best_w * best + last_w * similarity[events - 1]
+    if events:
+        newest = history.similarity[events - 1]
+        for row in range(rows):
+            out[row] += attended_w * (attended[row] / mass[row]) + mean_w * (total[row] / np.float32(events))
+            out[row] += best_w * best[row] + last_w * newest[row]
+
+
+@njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
+def _weigh(index: Int32, history: _History, items: KernelItems, weights: KernelWeights) -> Float32:
+    """Attention before it is divided by its mass, (events + 1, candidates), that of the null slot last."""
+    scale, cross, empty = weights.attention
+    rows, events = len(index), len(history.bias)
+    share, found = np.empty((events + 1, rows), np.float32), np.empty(len(history.keys), np.float32)
+    for row in range(rows if events else 0):
+        dots(items.candidate[index[row]], history.keys, events, found)
+        for event in range(events):
+            share[event, row] = found[event]
+    top = np.full(rows, empty)
+    for event in range(events):
+        logit, similarity, bias = share[event], history.similarity[event], history.bias[event]
+        for row in range(rows):
+            logit[row] = scale * similarity[row] + cross * logit[row] + bias
+            top[row] = logit[row] if logit[row] > top[row] else top[row]
+    share[events] = empty
+    for event in range(events + 1):
+        logit = share[event]
+        for row in range(rows):
+            logit[row] = exp32(logit[row] - top[row])
+    return share
+
+
+@njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
+def _pool(share: Float32, keys: Float32, null: Float32, mass: np.float32, out: Float32) -> None:
+    """The mean of the keys and the null key by one candidate's attention, to `out` (d,)."""
+    events = len(share) - 1
+    for i in range(len(null)):
+        out[i] = share[events] * null[i]
+    for event in range(events):
+        for i in range(len(null)):
+            out[i] += share[event] * keys[event, i]
+    for i in range(len(null)):
+        out[i] /= mass
 
 
 @njit(cache=True, nogil=True, fastmath=REORDER, error_model="numpy")
@@ -181,9 +203,9 @@ def score_requests(log: KernelLog, items: KernelItems, weights: KernelWeights, o
         start, stop = log.history_offsets[q], log.history_offsets[q + 1]
         for j in range(stop - start):
             keys[j] = items.history[log.history_item[start + j]]
-        similarity = log.similarity[log.begin[q] :]
-        history = _History(keys, log.history_bias[start:stop], similarity, log.stride[q])
         index = log.item_index[log.offsets[q] : log.offsets[q + 1]]
+        scores = log.similarity[log.begin[q] : log.begin[q] + (stop - start) * len(index)]
+        history = _History(keys, log.history_bias[start:stop], scores.reshape(stop - start, len(index)))
         logits = out[log.offsets[q] : log.offsets[q + 1]]
         _attend(index, history, items, weights, pooled, logits)
         _interact(index, pooled, items, weights, logits)
