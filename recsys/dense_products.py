@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from recsys.dot_products import LANES, dots
+from recsys.dot_products import LANES, dots_of_two
 from recsys.events import Float32, Int32, Int64
 from recsys.pairs import DensePairs
 from recsys.requests import HistoryBatch, Requests
@@ -57,7 +57,7 @@ def _products(
         longest = max(longest, events)
         starts[request + 1] = starts[request] + (offsets[request + 1] - offsets[request]) * events
     longest = (longest + LANES - 1) // LANES * LANES
-    values, found = np.empty(starts[-1], np.float32), np.empty(longest, np.float32)
+    values, found = np.empty(starts[-1], np.float32), np.empty((2, longest), np.float32)
     past, unknown = np.zeros((longest, factors.shape[1]), np.float32), np.zeros(factors.shape[1], np.float32)
     for request in range(len(offsets) - 1):
         begin, events = past_offsets[request], past_offsets[request + 1] - past_offsets[request]
@@ -66,9 +66,12 @@ def _products(
             item = past_items[begin + nth]
             past[nth] = factors[item] if 0 <= item < len(factors) else unknown
         scores = values[starts[request] : starts[request + 1]]
-        for row in range(rows if events else 0):
-            item = items[first + row]
-            dots(factors[item] if 0 <= item < len(factors) else unknown, past, events, found)
+        for row in range(0, rows if events else 0, 2):
+            item, other = items[first + row], items[first + min(row + 1, rows - 1)]
+            one = factors[item] if 0 <= item < len(factors) else unknown
+            two = factors[other] if 0 <= other < len(factors) else unknown
+            dots_of_two(one, two, past, events, found[0], found[1])
             for nth in range(events):
-                scores[nth * rows + row] = found[nth]
+                scores[nth * rows + row] = found[0, nth]
+                scores[nth * rows + min(row + 1, rows - 1)] = found[1, nth]
     return starts, values

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from recsys.dot_products import LANES, REORDER, dots
+from recsys.dot_products import LANES, REORDER, dots, dots_of_two
 from recsys.events import Float32, Float64, Int32, Int64
 from recsys.transcendental import exp32
 
@@ -133,11 +133,13 @@ def _weigh(index: Int32, history: _History, items: KernelItems, weights: KernelW
     """Attention before it is divided by its mass, (events + 1, candidates), that of the null slot last."""
     scale, cross, empty = weights.attention
     rows, events = len(index), len(history.bias)
-    share, found = np.empty((events + 1, rows), np.float32), np.empty(len(history.keys), np.float32)
-    for row in range(rows if events else 0):
-        dots(items.candidate[index[row]], history.keys, events, found)
+    share, found = np.empty((events + 1, rows), np.float32), np.empty((2, len(history.keys)), np.float32)
+    for row in range(0, rows if events else 0, 2):
+        other = min(row + 1, rows - 1)
+        one, two = items.candidate[index[row]], items.candidate[index[other]]
+        dots_of_two(one, two, history.keys, events, found[0], found[1])
         for event in range(events):
-            share[event, row] = found[event]
+            share[event, row], share[event, other] = found[0, event], found[1, event]
     top = np.full(rows, empty)
     for event in range(events):
         logit, similarity, bias = share[event], history.similarity[event], history.bias[event]
