@@ -198,6 +198,6 @@ def _fact(fact: str, requests: Requests, reading: Reading) -> Float32:
         candidates = (requests.offsets, writable(requests.item_index))
         count_repeats(candidates, history.offsets, history.item_index, counts)
         return counts
-    lengths = np.diff(requests.offsets)
-    values = np.diff(reading.history.offsets) if fact == "history_length" else lengths
+    lengths = requests.lengths
+    values = reading.history.lengths if fact == "history_length" else lengths
     return np.repeat(values, lengths).astype(np.float32)

@@ -14,6 +14,8 @@ from numba import njit
 from recsys.events import Float32, Float64, Int64
 
 _DAY_S = 86_400.0
+_SEEN = 1 << 10
+"""Slots of a request that are remembered, so that rows of one category are computed once."""
 
 
 @njit(cache=True, nogil=True)
@@ -166,22 +168,25 @@ def read_cells(
     """
     lines, rates = layout
     offsets, moments = requests
+    seen = np.full(_SEEN, -1, np.int64)
     for request in range(len(offsets) - 1):
-        now = moments[request]
-        for row in range(offsets[request], offsets[request + 1]):
-            if row > offsets[request] and slots[row] == slots[row - 1]:
-                _copy_columns(lines, row, out)
+        begin, now = offsets[request], moments[request]
+        for row in range(begin, offsets[request + 1]):
+            place = slots[row] & (_SEEN - 1)
+            if seen[place] >= begin and slots[seen[place]] == slots[row]:
+                _copy_columns(lines, seen[place], row, out)
             else:
                 _read_cells(slots[row], cells, lines, rates, now, row, out)
+                seen[place] = row
 
 
 @njit(cache=True, nogil=True)
-def _copy_columns(lines: Int64, row: int, out: Float32) -> None:
+def _copy_columns(lines: Int64, same: int, row: int, out: Float32) -> None:
     for table in range(len(lines)):
         for place in range(2, 4 + lines[table, 1]):
             column = lines[table, place]
             if column >= 0:
-                out[row, column] = out[row - 1, column]
+                out[row, column] = out[same, column]
 
 
 @njit(cache=True, nogil=True)

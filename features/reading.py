@@ -35,7 +35,7 @@ class Reading:
     @classmethod
     def concatenate(cls, parts: Sequence[Reading]) -> Reading:
         """All requests of the first part, then all of the second, and so on; at least one part."""
-        lengths = np.concatenate([np.diff(part.history.offsets) for part in parts])
+        lengths = np.concatenate([part.history.lengths for part in parts])
         history = HistoryBatch(
             lengths_to_offsets(lengths),
             np.concatenate([part.history.item_index for part in parts]),
@@ -60,7 +60,7 @@ def fill_catalogue(
             )
         elif state.mark == "categories":
             distinct = distinct_codes(history.offsets, history.item_index, items.category, items.most_codes)
-            counters[:, column] = np.repeat(distinct, np.diff(requests.offsets))
+            counters[:, column] = np.repeat(distinct, requests.lengths)
         elif state.mark == "slate_share":
             codes = items.category if state.key == "category" else items.subcategory
             counters[:, column] = shares_in_slate(

@@ -162,6 +162,6 @@ class Replay:
 
 def slots_of_rows(spaces: dict[Key, KeySpace], items: ItemTable, requests: Requests) -> dict[Key, Int64]:
     """(rows,) slot of each candidate row, for every key."""
-    user = np.repeat(requests.user_index, np.diff(requests.offsets))
+    user = np.repeat(requests.user_index, requests.lengths)
     keys = items.keys(user, writable(requests.item_index))
     return {key: space.find(keys[key]) for key, space in spaces.items()}

@@ -32,7 +32,7 @@ class _Given:
 
 def explainable(history: HistoryBatch) -> Int64:
     """Numbers of the requests with enough events to put them in an order (three)."""
-    return np.flatnonzero(np.diff(history.offsets) >= FEWEST_EVENTS)
+    return np.flatnonzero(history.lengths >= FEWEST_EVENTS)
 
 
 def history_effects(
@@ -105,7 +105,7 @@ def few_candidates(requests: Requests, scores: Float64, most: int) -> tuple[Requ
     Requests keep their order; every one has a candidate.
     """
     order = np.lexsort((-scores, requests.request_of_row()))
-    lengths = np.minimum(np.diff(requests.offsets), most)
+    lengths = np.minimum(requests.lengths, most)
     chosen = order[concatenated_ranges(requests.offsets[:-1], requests.offsets[:-1] + lengths)]
     keep = np.zeros(requests.rows, np.bool_)
     keep[chosen] = True

@@ -202,7 +202,7 @@ def with_both_classes(requests: Requests) -> Int64:
     """Numbers of the requests whose candidates hold a positive and a negative."""
     owner = requests.request_of_row()
     hits = np.bincount(owner, weights=requests.label > 0, minlength=len(requests))
-    return np.flatnonzero((hits > 0) & (hits < np.diff(requests.offsets)))
+    return np.flatnonzero((hits > 0) & (hits < requests.lengths))
 
 
 def positives_of(positives: tuple[Int64, Int32], requests: Int64) -> tuple[Int64, Int32]:

@@ -42,7 +42,7 @@ def top_ranked(requests: Requests, scores: Float64, k: int, rung: NDArray[np.int
     order = np.lexsort((requests.item_index, -np.nan_to_num(scores, nan=-np.inf), owner))
     place = np.arange(len(owner)) - requests.offsets[owner]
     chosen = order[place < k]
-    counts = np.minimum(np.diff(requests.offsets), k)
+    counts = np.minimum(requests.lengths, k)
     return Ranked(
         lengths_to_offsets(counts), requests.item_index[chosen], scores[chosen], requests.source[chosen], rung
     )

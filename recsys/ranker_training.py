@@ -141,13 +141,13 @@ def _lgb_dataset(
 ) -> lgb.Dataset:
     keep = np.zeros(len(requests), np.bool_)
     keep[chosen] = True
-    rows = order[np.repeat(keep, np.diff(requests.offsets))]
+    rows = order[np.repeat(keep, requests.lengths)]
     position = requests.position[rows]
     shown = len(rows) > 0 and bool((position > 0).all())
     return lgb.Dataset(
         matrix[rows],
         label=requests.label[rows],
-        group=np.diff(requests.offsets)[keep],
+        group=requests.lengths[keep],
         position=position if shown and reference is None else None,
         feature_name=list(names),
         reference=reference,

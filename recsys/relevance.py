@@ -94,7 +94,7 @@ class HistorySlots:
     def of(cls, history: HistoryBatch, limit: int, types: int) -> HistorySlots:
         """The last `limit` events of each request in slots; `types` is how many types have a bias."""
         history = newest_events(history, limit)
-        lengths = np.diff(history.offsets)
+        lengths = history.lengths
         from_end = np.repeat(history.offsets[1:], lengths) - np.arange(len(history.item_index))
         hours = np.maximum(history.age_s, 0.0) / 3600.0
         kind = history.type_index
@@ -109,7 +109,7 @@ class HistorySlots:
 
 def newest_events(history: HistoryBatch, limit: int) -> HistoryBatch:
     """The last `limit` events of each request."""
-    lengths = np.minimum(np.diff(history.offsets), limit)
+    lengths = np.minimum(history.lengths, limit)
     rows = concatenated_ranges(history.offsets[1:] - lengths, history.offsets[1:])
     return HistoryBatch(
         lengths_to_offsets(lengths), history.item_index[rows], history.type_index[rows], history.age_s[rows]
@@ -184,7 +184,7 @@ class RelevanceHead:
             products = DenseProducts.of(items.text, requests, history)
         events = (history.offsets, history.item_index, history.type_index, history.age_s)
         kept, past, bias = weigh_events(*events, self.config.history_limit, self._biases)
-        older = np.diff(history.offsets) - np.diff(kept)
+        older = history.lengths - (kept[1:] - kept[:-1])
         log = KernelLog(
             requests.offsets,
             requests.item_index,
@@ -192,7 +192,7 @@ class RelevanceHead:
             past,
             bias,
             products.values,
-            products.starts[:-1] + older * np.diff(requests.offsets),
+            products.starts[:-1] + older * requests.lengths,
         )
         out = np.empty(requests.rows, np.float32)
         score_requests(log, items.kernel_items, self._kernel_weights, out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -88,9 +89,14 @@ class Requests:
         """Number of candidate rows in all."""
         return len(self.item_index)
 
+    @cached_property
+    def lengths(self) -> Int64:
+        """(r,) candidates of each request."""
+        return self.offsets[1:] - self.offsets[:-1]
+
     def request_of_row(self) -> Int64:
         """(rows,) number of the request that owns each candidate row."""
-        return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.offsets))
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
 
     def take(self, requests: Int64) -> Requests:
         """These requests with their candidates, in the given order."""
@@ -99,7 +105,7 @@ class Requests:
             self.user_index[requests],
             self.timestamp[requests],
             self.known[requests],
-            lengths_to_offsets(np.diff(self.offsets)[requests]),
+            lengths_to_offsets(self.lengths[requests]),
             self.item_index[rows],
             self.source[rows],
             self.label[rows],
@@ -159,7 +165,7 @@ class Requests:
         """All requests of the first part, then all of the second, and so on; at least one part."""
         names = ("user_index", "timestamp", "known", "item_index", "source", "label", "position")
         columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        lengths = np.concatenate([part.lengths for part in parts])
         return cls(offsets=lengths_to_offsets(lengths), **columns)
 
 
@@ -198,22 +204,28 @@ class HistoryBatch:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @cached_property
+    def lengths(self) -> Int64:
+        """(r,) events of each history."""
+        return self.offsets[1:] - self.offsets[:-1]
+
     def recency_weights(self, weights: Float32, *, half_life_days: float, position_decay: float) -> Float64:
         """(events,) weight of each event: its type's, times decay by age, times decay by place from the end.
 
         `weights` is (types,). The newest event has place 0.
         """
-        lengths = np.diff(self.offsets)
-        place = np.repeat(self.offsets[1:], lengths) - 1 - np.arange(len(self.item_index))
+        place = np.repeat(self.offsets[1:], self.lengths) - 1 - np.arange(len(self.item_index))
         age = self.age_s / (half_life_days * DAY_S)
         return weights[self.type_index] * np.exp2(-age) * position_decay ** place.astype(np.float64)
 
     def take(self, requests: Int64) -> HistoryBatch:
         """The histories of these requests, in the given order."""
         rows = concatenated_ranges(self.offsets[requests], self.offsets[requests + 1])
-        lengths = np.diff(self.offsets)[requests]
         return HistoryBatch(
-            lengths_to_offsets(lengths), self.item_index[rows], self.type_index[rows], self.age_s[rows]
+            lengths_to_offsets(self.lengths[requests]),
+            self.item_index[rows],
+            self.type_index[rows],
+            self.age_s[rows],
         )
 
 

@@ -40,7 +40,7 @@ def text_scores(text: DensePairs, history: HistoryBatch, recency: Float64) -> Fl
     norms = np.linalg.norm(profile, axis=1, keepdims=True)
     profile = np.divide(profile, norms, out=np.zeros_like(profile), where=norms > 0)
     newest = np.zeros_like(profile)
-    some = np.flatnonzero(np.diff(history.offsets) > 0)
+    some = np.flatnonzero(history.lengths > 0)
     item = history.item_index[history.offsets[some + 1] - 1]
     newest[some[item >= 0]] = embeddings[item[item >= 0]]
     scores = (profile + newest) @ embeddings.T
@@ -76,6 +76,6 @@ def fresh_scores(popularity: Popularity, timestamp: Float64) -> Float32:
 def history_matrix(history: HistoryBatch, recency: Float64, items: int) -> sparse.csr_matrix:
     """(requests, items) sparse matrix of recency weights; repeated items add up, unknown items drop out."""
     known = history.item_index >= 0
-    owner = np.repeat(np.arange(len(history)), np.diff(history.offsets))
+    owner = np.repeat(np.arange(len(history)), history.lengths)
     index = (owner[known], history.item_index[known])
     return sparse.csr_matrix((recency[known].astype(np.float32), index), shape=(len(history), items))

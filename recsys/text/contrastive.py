@@ -94,7 +94,7 @@ def sampled_softmax_loss(scores: Tensor, expected: Tensor, usable: Tensor) -> Te
 def _worded(pairs: NextItems, known: Bool) -> Int64:
     """Numbers of the pairs with a word in the positive and in the history."""
     item = pairs.history.item_index
-    owner = np.repeat(np.arange(len(pairs)), np.diff(pairs.history.offsets))
+    owner = np.repeat(np.arange(len(pairs)), pairs.history.lengths)
     told = np.bincount(owner[(item >= 0) & known[item]], minlength=len(pairs)) > 0
     return np.flatnonzero(told & known[pairs.item_index])
 
@@ -109,7 +109,7 @@ class _Profiles:
         self.items = self.items.astype(np.int64)
         n, events = len(pairs), len(history.item_index)
         self.positive, self.others = place[:n], place[n : n + len(others)]
-        owner = np.repeat(np.arange(n), np.diff(history.offsets))
+        owner = np.repeat(np.arange(n), history.lengths)
         weight = np.zeros((n, len(self.items)), np.float32)
         np.add.at(weight, (owner, place[len(both) - events :]), pairs.recency.astype(np.float32))
         self.weight = torch.from_numpy(weight)

@@ -548,7 +548,8 @@ def test_c07_a_storm_of_reloads_fails_no_request_and_leaves_nothing_behind(
         await settle(served)
         assert served.canary() == reference[1]
         after = (len(os.listdir("/proc/self/fd")), threading.active_count(), models_alive())
-        assert after == before
+        assert (after[0], after[2]) == (before[0], before[2])
+        assert after[1] <= before[1]
 
     asyncio.run(live())
     assert min(answered.values()) > 10
