@@ -91,7 +91,7 @@ class Features:
         scores: Mapping[str, Float32],
         event_weights: Float32,
     ) -> Float32:
-        """(rows, features) float32 matrix, columns in schema order.
+        """(rows, features) float32 matrix, columns in schema order, each in one piece.
 
         Args:
             requests: who asks for what.
@@ -101,17 +101,17 @@ class Features:
             scores: (rows,) scores by `RequestScore` name. Absent pairs and scores give NaN columns.
             event_weights: (types,) weight by type_index in the history.
         """
-        matrix = np.full((len(self.schema), requests.rows), np.nan, np.float32).T
-        self._program.run(reading.counters, matrix)
+        matrix = np.full((len(self.schema), requests.rows), np.nan, np.float32)
+        self._program.run(reading.counters.T, matrix)
         write_source_flags(requests.source, self._flags, matrix)
         self._write_similarities(requests, reading.history, pairs, event_weights, matrix)
         for column, declaration in self._others:
             if isinstance(declaration, RequestFact):
-                matrix[:, column] = _fact(declaration.fact, requests, reading)
+                matrix[column] = _fact(declaration.fact, requests, reading)
             elif declaration.name in scores:
-                matrix[:, column] = scores[declaration.name]
+                matrix[column] = scores[declaration.name]
         compare_in_slate(requests.offsets, self._comparisons, matrix)
-        return matrix
+        return matrix.T
 
     def _write_similarities(
         self, requests: Requests, history: HistoryBatch, pairs: PairScores, weights: Float32, matrix: Float32

@@ -121,7 +121,7 @@ def read_states(
         requests: (r + 1,) candidate rows and (r,) moments.
         rates: (h,) decay a second.
         columns: (h + 2,) where the sums, the days since last and the days since first go; -1 nowhere.
-        out: (rows, states) float32.
+        out: (states, rows) float32.
     """
     place, moment_last, state = last
     place_first, moment_first = first
@@ -134,18 +134,18 @@ def read_states(
             if row > offsets[request] and at == place[row - 1]:
                 for column in columns:
                     if column >= 0:
-                        out[row, column] = out[row - 1, column]
+                        out[column, row] = out[column, row - 1]
                 continue
             touched = at >= 0 and not math.isnan(moment_last[at])
             nothing = math.nan if at == -1 else 0.0
             elapsed = max(now - moment_last[at], 0.0) if touched else 0.0
             for h in range(width):
-                out[row, columns[h]] = _decayed(state[at, h], elapsed, rates[h]) if touched else nothing
+                out[columns[h], row] = _decayed(state[at, h], elapsed, rates[h]) if touched else nothing
             if columns[width] >= 0:
-                out[row, columns[width]] = elapsed / _DAY_S if touched else math.nan
+                out[columns[width], row] = elapsed / _DAY_S if touched else math.nan
             if columns[width + 1] >= 0:
                 since = max(now - moment_first[place_first[row]], 0.0) if touched else math.nan
-                out[row, columns[width + 1]] = since / _DAY_S
+                out[columns[width + 1], row] = since / _DAY_S
 
 
 @njit(cache=True, nogil=True)
@@ -164,7 +164,7 @@ def read_cells(
         layout: (tables, 4 + most) first cell, half-lives, and the columns as in `read_states`; and the rates
             (tables, most).
         requests: (r + 1,) candidate rows and (r,) moments.
-        out: (rows, states) float32.
+        out: (states, rows) float32.
     """
     lines, rates = layout
     offsets, moments = requests
@@ -186,7 +186,7 @@ def _copy_columns(lines: Int64, same: int, row: int, out: Float32) -> None:
         for place in range(2, 4 + lines[table, 1]):
             column = lines[table, place]
             if column >= 0:
-                out[row, column] = out[same, column]
+                out[column, row] = out[column, same]
 
 
 @njit(cache=True, nogil=True)
@@ -201,12 +201,12 @@ def _read_cells(
         elapsed = max(now - cells[at, begin + width], 0.0) if touched else 0.0
         for h in range(width):
             amount = _decayed(cells[at, begin + h], elapsed, rates[table, h]) if touched else nothing
-            out[row, lines[table, 2 + h]] = amount
+            out[lines[table, 2 + h], row] = amount
         if lines[table, 2 + width] >= 0:
-            out[row, lines[table, 2 + width]] = elapsed / _DAY_S if touched else math.nan
+            out[lines[table, 2 + width], row] = elapsed / _DAY_S if touched else math.nan
         if lines[table, 3 + width] >= 0:
             since = max(now - cells[at, begin + width + 1], 0.0) if touched else math.nan
-            out[row, lines[table, 3 + width]] = since / _DAY_S
+            out[lines[table, 3 + width], row] = since / _DAY_S
 
 
 @njit(cache=True, nogil=True)

@@ -40,11 +40,8 @@ class Program:
         return cls(np.array(lines, np.int64).reshape(-1, 2 + _INPUTS), np.array(constants, np.float64))
 
     def run(self, states: Float32, out: Float32) -> None:
-        """Write the derived columns of `out` (rows, features) from `states` (rows, states), column by column.
-
-        Both are in Fortran order; states in another order are copied.
-        """
-        _run(self.lines, self.constants, np.asfortranarray(states), out)
+        """Write the derived columns of `out` (features, rows) from `states` (states, rows)."""
+        _run(self.lines, self.constants, np.ascontiguousarray(states), out)
 
 
 # Each line is one loop without a call or a branch, over columns that lie in one piece.
@@ -53,9 +50,9 @@ class Program:
 @njit(cache=True, nogil=True, error_model="numpy")
 def _run(lines: Int64, constants: Float64, states: Float32, out: Float32) -> None:
     for number in range(len(lines)):
-        operation, constant, target = lines[number, 0], constants[number], out[:, lines[number, 1]]
-        first, second = states[:, lines[number, 2]], states[:, lines[number, 3]]
-        third, fourth = states[:, lines[number, 4]], states[:, lines[number, 5]]
+        operation, constant, target = lines[number, 0], constants[number], out[lines[number, 1]]
+        first, second = states[lines[number, 2]], states[lines[number, 3]]
+        third, fourth = states[lines[number, 4]], states[lines[number, 5]]
         if operation == _LOG1P:
             for row in range(len(target)):
                 target[row] = log1p64(np.float64(first[row]))

@@ -186,7 +186,7 @@ class LiveState:
         plan = self.features.plan
         moments = writable(requests.timestamp)
         history = self.histories.read(requests)
-        counters = np.empty((len(plan), requests.rows), np.float32).T
+        states = np.empty((len(plan), requests.rows), np.float32)
         slots = slots_of_rows(self.spaces, self.items, requests)
         for key, kept in self.tables.items():
             kept.reserve(self.spaces[key].size)
@@ -195,10 +195,10 @@ class LiveState:
                 kept.cells,
                 (kept.layout, kept.rates),
                 (requests.offsets, moments),
-                counters,
+                states,
             )
-        fill_catalogue(plan, self.items, requests, history, counters)
-        return Reading(history, counters)
+        fill_catalogue(plan, self.items, requests, history, states)
+        return Reading(history, states.T)
 
 
 def _histories_at(past: Dataset, as_of: float, features: Features) -> LiveHistories:

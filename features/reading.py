@@ -21,7 +21,7 @@ class Reading:
 
     Attributes:
         history: each user's last events, oldest first.
-        counters: (rows, states) float32, columns in the order of `StatePlan.states`.
+        counters: (rows, states) float32, columns in the order of `StatePlan.states`, each in one piece.
     """
 
     history: HistoryBatch
@@ -46,9 +46,9 @@ class Reading:
 
 
 def fill_catalogue(
-    plan: StatePlan, items: ItemTable, requests: Requests, history: HistoryBatch, counters: Float32
+    plan: StatePlan, items: ItemTable, requests: Requests, history: HistoryBatch, states: Float32
 ) -> None:
-    """Write the states that no stream updates: ages of items, and kinds in the history and the slate."""
+    """Write the rows of `states` (states, rows) that no stream updates: ages, and kinds in past and slate."""
     for state, column in plan.column.items():
         if state.mark == "created":
             write_ages(
@@ -56,16 +56,14 @@ def fill_catalogue(
                 requests.timestamp,
                 requests.item_index,
                 items.created_at,
-                counters[:, column],
+                states[column],
             )
         elif state.mark == "categories":
             distinct = distinct_codes(history.offsets, history.item_index, items.category, items.most_codes)
-            counters[:, column] = np.repeat(distinct, requests.lengths)
+            states[column] = np.repeat(distinct, requests.lengths)
         elif state.mark == "slate_share":
             codes = items.category if state.key == "category" else items.subcategory
-            counters[:, column] = shares_in_slate(
-                requests.offsets, requests.item_index, codes, items.most_codes
-            )
+            states[column] = shares_in_slate(requests.offsets, requests.item_index, codes, items.most_codes)
 
 
 @njit(cache=True, nogil=True)

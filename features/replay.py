@@ -66,7 +66,7 @@ class Replay:
         """Histories and states of these requests; see `Reading` for shapes."""
         features = self.features
         history = self._history(requests)
-        counters = np.empty((len(features.plan), requests.rows), np.float32).T
+        states = np.empty((len(features.plan), requests.rows), np.float32)
         moments = writable(requests.timestamp)
         slots = slots_of_rows(self.spaces, self.items, requests)
         for table, log in zip(features.plan.tables, self.logs, strict=True):
@@ -78,10 +78,10 @@ class Replay:
                 (requests.offsets, moments),
                 table.rates,
                 table.column_array,
-                counters,
+                states,
             )
-        fill_catalogue(features.plan, self.items, requests, history, counters)
-        return Reading(history, counters)
+        fill_catalogue(features.plan, self.items, requests, history, states)
+        return Reading(history, states.T)
 
     def limits(self, table: Table, moment: Float64, known: Int64) -> Int64:
         """(r,) the sequence number in the table's stream that each request may not reach."""

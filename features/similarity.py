@@ -62,7 +62,7 @@ def write_similarity(
     columns: Int64,
     matrix: Float32,
 ) -> None:
-    """Write the aggregates of the pair scores into `matrix` (rows, features), where it is NaN so far.
+    """Write the aggregates of the pair scores into `matrix` (features, rows), where it is NaN so far.
 
     Args:
         similarity: says whether weighted aggregates are means or sums.
@@ -119,7 +119,7 @@ def _write_weighted(
 def _write(found: Float32, columns: Int64, row: int, matrix: Float32) -> None:
     for place in range(len(columns)):
         if columns[place] >= 0:
-            matrix[row, columns[place]] = found[place]
+            matrix[columns[place], row] = found[place]
 
 
 @njit(cache=True, nogil=True)

@@ -12,7 +12,7 @@ from recsys.events import Float32, Float64, Int64
 
 @njit(cache=True, nogil=True)
 def compare_in_slate(offsets: Int64, program: Int64, matrix: Float32) -> None:
-    """Write the comparisons of each request's rows into `matrix` (rows, features), in place.
+    """Write the comparisons of each request's rows into `matrix` (features, rows), in place.
 
     Args:
         offsets: (r + 1,) rows of each request.
@@ -27,8 +27,8 @@ def compare_in_slate(offsets: Int64, program: Int64, matrix: Float32) -> None:
             source = program[line, 0]
             count = 0
             for row in range(begin, end):
-                if not math.isnan(matrix[row, source]):
-                    values[count] = matrix[row, source]
+                if not math.isnan(matrix[source, row]):
+                    values[count] = matrix[source, row]
                     rows[count] = row
                     count += 1
             if count < end - begin:
@@ -45,7 +45,7 @@ def _clear(begin: int, end: int, columns: Int64, matrix: Float32) -> None:
     for column in columns:
         if column >= 0:
             for row in range(begin, end):
-                matrix[row, column] = math.nan
+                matrix[column, row] = math.nan
 
 
 @njit(cache=True, nogil=True)
@@ -93,7 +93,7 @@ def _rank(values: Float64, rows: Int64, column: int, matrix: Float32) -> None:
             last += 1
         from_top = count - (first + last) / 2.0
         for place in range(first, last + 1):
-            matrix[rows[order[place]], column] = from_top / count
+            matrix[column, rows[order[place]]] = from_top / count
         first = last + 1
 
 
@@ -110,6 +110,6 @@ def _scale(values: Float64, rows: Int64, ratio: int, zscore: int, matrix: Float3
     spread = math.sqrt(spread / count)
     for place in range(count):
         if ratio >= 0:
-            matrix[rows[place], ratio] = values[place] / highest if highest > 0 else math.nan
+            matrix[ratio, rows[place]] = values[place] / highest if highest > 0 else math.nan
         if zscore >= 0:
-            matrix[rows[place], zscore] = (values[place] - mean) / spread if spread > 0 else 0.0
+            matrix[zscore, rows[place]] = (values[place] - mean) / spread if spread > 0 else 0.0

@@ -16,7 +16,7 @@ def write_source_flags(source: Int32, columns: Int64, matrix: Float32) -> None:
     Args:
         source: (rows,) bit mask over `recsys.requests.SOURCES`.
         columns: (sources + 1,) where each flag goes, and last their number; -1 nowhere.
-        matrix: (rows, features) float32.
+        matrix: (features, rows) float32.
     """
     sources = len(columns) - 1
     for row in range(len(source)):
@@ -25,6 +25,6 @@ def write_source_flags(source: Int32, columns: Int64, matrix: Float32) -> None:
             is_set = source[row] >> bit & 1
             count += is_set
             if columns[bit] >= 0:
-                matrix[row, columns[bit]] = is_set if source[row] else math.nan
+                matrix[columns[bit], row] = is_set if source[row] else math.nan
         if columns[sources] >= 0:
-            matrix[row, columns[sources]] = count if source[row] else math.nan
+            matrix[columns[sources], row] = count if source[row] else math.nan

@@ -76,12 +76,12 @@ def naive(declaration, table, known, requests, history) -> np.ndarray:
 
 def similarity(declaration, pairs, requests, history):
     """(rows, 6) what is written for a declaration."""
-    out = np.full((requests.rows, len(AGGREGATES)), np.nan, np.float32)
+    out = np.full((len(AGGREGATES), requests.rows), np.nan, np.float32)
     if isinstance(pairs, DensePairs):
         pairs = DenseProducts.of(pairs, requests, history)
     weighed = WeighedHistory.of(declaration, history, WEIGHTS.astype(np.float64)[history.type_index])
     write_similarity(declaration, pairs, requests, weighed, np.arange(len(AGGREGATES)), out)
-    return out
+    return out.T
 
 
 @pytest.mark.parametrize("scores", [dense_scores, sparse_scores])
@@ -112,10 +112,10 @@ def test_an_empty_history_and_an_unknown_candidate_have_no_similarity(scores):
 
 def compare(values, offsets):
     """Rank, ratio and z-score of one column, each (rows,)."""
-    matrix = np.full((len(values), 4), np.nan, np.float32)
-    matrix[:, 0] = values
+    matrix = np.full((4, len(values)), np.nan, np.float32)
+    matrix[0] = values
     compare_in_slate(np.array(offsets, np.int64), np.array([[0, 1, 2, 3]]), matrix)
-    return matrix[:, 1:].T
+    return matrix[1:]
 
 
 def test_comparisons_by_hand():
