@@ -50,6 +50,8 @@ def use(server: Running) -> None:
     """Everything that clients can ask for."""
     user = {"user_id": "u03"}
     assert server.post("/v1/rank", user | {"candidates": ITEMS, "explain": True}).status == 200
+    for few in ([], ITEMS[:1], ["nobody-knows-it"]):
+        assert server.post("/v1/rank", {"candidates": few, "explain": True}).status == 200
     assert server.post("/v1/recommend", user | {"k": 5}).status == 200
     assert server.post("/v1/similar", {"item_id": "i01"}).status == 200
     item = {
