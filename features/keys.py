@@ -118,6 +118,14 @@ def _pair(user: Int64, second: Int64) -> Int64:
     return found
 
 
+@njit(cache=True, nogil=True)
+def _within(keys: Int64, size: int) -> Int64:
+    found = np.empty(len(keys), np.int64)
+    for row in range(len(keys)):
+        found[row] = keys[row] if keys[row] < size else NOTHING_YET
+    return found
+
+
 class PlainKeys:
     """Keys that are their own slots 0..size-1."""
 
@@ -126,7 +134,7 @@ class PlainKeys:
 
     def find(self, keys: Int64) -> Int64:
         """(rows,) slots; UNKNOWN or NOTHING_YET where there is none."""
-        return np.where(keys < self.size, keys, NOTHING_YET)
+        return _within(keys, self.size)
 
     def find_or_add(self, keys: Int64) -> Int64:
         """(rows,) slots, making room for every new key; UNKNOWN stays UNKNOWN."""

@@ -65,6 +65,11 @@ class StatePlan:
         return len(self.states)
 
     @cached_property
+    def of_catalogue(self) -> list[tuple[State, int]]:
+        """The states that no stream updates, with their columns."""
+        return [(state, column) for state, column in self.column.items() if state.stream == "catalogue"]
+
+    @cached_property
     def by_key(self) -> dict[Key, list[Table]]:
         """The tables of each key, in order."""
         found: dict[Key, list[Table]] = {}

@@ -49,7 +49,7 @@ def fill_catalogue(
     plan: StatePlan, items: ItemTable, requests: Requests, history: HistoryBatch, states: Float32
 ) -> None:
     """Write the rows of `states` (states, rows) that no stream updates: ages, and kinds in past and slate."""
-    for state, column in plan.column.items():
+    for state, column in plan.of_catalogue:
         if state.mark == "created":
             write_ages(
                 requests.offsets,

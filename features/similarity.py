@@ -208,29 +208,24 @@ def _place_of(item: int, slots: Int32, items: Int32, begin: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _slots_of(items: Int32, begin: int, end: int) -> Int32:
-    """A hash table of the slots 0, 1, ... of these items; of equal items the first has the slot.
+def _slots_of(items: Int32, begin: int, end: int) -> tuple[Int32, NDArray[np.bool_], bool]:
+    """A hash table of the slots 0, 1, ... of these items, a sieve before it, and whether an item repeats.
 
-    At most a quarter full, and no larger for a larger catalogue.
+    Of equal items the first has the slot. The table is at most a quarter full, and no larger for a larger
+    catalogue. The sieve tells which remainders of item numbers occur: most items that are not there fail it.
     """
-    size = 16
+    size, repeats = 16, False
     while size < 4 * (end - begin):
         size *= 2
-    slots = np.full(size, -1, np.int32)
+    slots, sieve = np.full(size, -1, np.int32), np.zeros(_SIEVE, np.bool_)
     for row in range(begin, end):
+        sieve[items[row] & (_SIEVE - 1)] = True
         place = _place_of(items[row], slots, items, begin)
         if slots[place] < 0:
             slots[place] = row - begin
-    return slots
-
-
-@njit(cache=True, nogil=True)
-def _sieve_of(items: Int32, begin: int, end: int) -> NDArray[np.bool_]:
-    """Which remainders of item numbers occur among these: most items that are not there fail here."""
-    sieve = np.zeros(_SIEVE, np.bool_)
-    for row in range(begin, end):
-        sieve[items[row] & (_SIEVE - 1)] = True
-    return sieve
+        else:
+            repeats = True
+    return slots, sieve, repeats
 
 
 @njit(cache=True, nogil=True)
@@ -240,10 +235,10 @@ def _collect(
     candidates: tuple[Int32, Int32, int, NDArray[np.bool_]],
     sums: Float64,
 ) -> tuple[int, float, float]:
-    """Add up the history rows' scores of the candidates into `sums` (candidates, 7).
+    """Add up the history rows' scores of the candidates into `sums` (candidates, 8).
 
-    Columns: total, highest, second, third, newest, by age, by place. Returns how many history items are
-    known, and their two masses.
+    Columns: total, highest, second, third, newest, by age, by place, how many. Returns how many history items
+    are known, and their two masses.
     """
     offsets, columns, values = stored
     past, weights, start, stop = history
@@ -280,6 +275,7 @@ def _take(score: float, by_age: float, by_place: float, newest: bool, total: Flo
         total[4] = score
     total[5] += by_age
     total[6] += by_place
+    total[7] += 1.0
 
 
 @njit(cache=True, nogil=True)
@@ -291,23 +287,37 @@ def _sparse(
     columns: Int64,
     matrix: Float32,
 ) -> None:
-    """As `_dense` for stored scores, which must not be negative; what is not stored is 0."""
+    """As `_dense` for stored scores, which must not be negative; what is not stored is 0.
+
+    Most candidates have nothing stored with the history: they get the same, all at once.
+    """
     offsets, items = candidates
     starts, past_offsets, history_items, weights = past
     size = len(stored[0]) - 1
-    found = np.empty(_WAYS, np.float32)
+    found = np.zeros(_WAYS, np.float32)
     for request in range(len(starts)):
         begin, end = offsets[request], offsets[request + 1]
-        slots, sieve = _slots_of(items, begin, end), _sieve_of(items, begin, end)
-        sums = np.zeros((end - begin, 7), np.float64)
+        slots, sieve, repeats = _slots_of(items, begin, end)
+        sums = np.zeros((end - begin, 8), np.float64)
         history = (history_items, weights, starts[request], past_offsets[request + 1])
         known, age_mass, place_mass = _collect(stored, history, (slots, items, begin, sieve), sums)
         if known == 0:
             continue
+        found[:4] = np.float32(0.0)
+        _write_weighted(0.0, age_mass, 0.0, place_mass, as_mean, found)
+        for way in range(len(columns)):
+            if columns[way] >= 0:
+                matrix[columns[way], begin:end] = found[way]
         for row in range(begin, end):
             if not 0 <= items[row] < size:
+                found[:] = np.float32(math.nan)
+                _write(found, columns, row, matrix)
                 continue
-            total = sums[slots[_place_of(items[row], slots, items, begin)]]
+            total = sums[row - begin]
+            if repeats:
+                total = sums[slots[_place_of(items[row], slots, items, begin)]]
+            if total[7] == 0.0:
+                continue
             found[0] = total[0] / known
             found[1] = total[1]
             found[2] = (total[1] + total[2] + total[3]) / min(known, 3)

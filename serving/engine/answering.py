@@ -89,7 +89,7 @@ def rank(live: LiveModel, request: RankRequest, now: float, level: Level = Level
     rows = live.items.find_all(found.ids)
     requests = _request(live, request.user_id, _moment(live, request.timestamp, now), rows, found.source)
     scored = _scored(live, requests, request.history, level)
-    order = np.lexsort((rows, -found.hint, -scored.scores))[: request.k]
+    order = _ordered(scored.scores, found.hint, rows)[: request.k]
     scores = scored.scores[order].tolist()
     items = [
         RankedItem(id=found.ids[row], score=score, rank=place, source=found.names[row] if found.names else "")
@@ -99,6 +99,15 @@ def rank(live: LiveModel, request: RankRequest, now: float, level: Level = Level
         items = _explained(live, scored, order, items)
     reason = _reason(live, requests, rows, level)
     return _ranking(live, items, scored.rung, reason)
+
+
+def _ordered(scores: Float64, hint: Float64, rows: Int32) -> Int64:
+    """Places by score, where they are equal by hint, and then by row."""
+    order = np.argsort(-scores)
+    ranked = scores[order]
+    if (ranked[1:] == ranked[:-1]).any():
+        order = np.lexsort((rows, -hint, -scores))
+    return order
 
 
 def recommend(live: LiveModel, request: RecommendRequest, now: float, level: Level = Level.FULL) -> Ranking:
