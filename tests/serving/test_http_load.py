@@ -290,7 +290,7 @@ def ladder(pause_s: float = 5.0, deadline_s: float = 0.1) -> tuple[Ladder, list[
 
 @pytest.mark.parametrize(
     ("waited_ms", "level"),
-    [(0, "full"), (25, "full"), (26, "no_text"), (50, "no_text"), (69, "collaborative"), (89, "popularity")],
+    [(0, "full"), (50, "full"), (51, "no_text"), (64, "no_text"), (79, "collaborative"), (89, "popularity")],
 )
 def test_who_waited_gets_less(waited_ms, level):
     answer = ladder()[0].answer(listed, waited_ms / 1e3)
