@@ -14,7 +14,7 @@ from serving.messages import FAILING, OVERLOADED, Ranking
 from serving.problems import Refusal
 
 SHARES = ((0.5, Level.FULL), (0.65, Level.NO_TEXT), (0.8, Level.COLLABORATIVE), (0.9, Level.POPULARITY))
-"""Share of the deadline that may have passed -> what may still be asked for: all of it while there is time."""
+"""Share of the deadline that may have passed -> what may still be asked for."""
 MOST_FAILURES = 10
 PAUSE_S = 5.0
 
