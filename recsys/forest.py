@@ -19,9 +19,22 @@ from numpy.typing import NDArray
 from recsys.errors import RecsysError
 from recsys.events import Float32, Float64, Int32
 from recsys.leaf_masks import CHUNK, LeafMasks, add_up
+from recsys.tree_effects import TreeEffects
 
-NODE = np.dtype([("threshold", "f4"), ("feature", "i4"), ("left", "i4"), ("right", "i4"), ("missing", "i4")])
-"""A decision: left where the value is at most the threshold, `missing` where it is NaN; ~leaf ends it."""
+NODE = np.dtype(
+    [
+        ("threshold", "f4"),
+        ("feature", "i4"),
+        ("left", "i4"),
+        ("right", "i4"),
+        ("missing", "i4"),
+        ("rows", "f8"),
+    ]
+)
+"""A decision: left where the value is at most the threshold, `missing` where it is NaN; ~leaf ends it.
+
+`rows` is how many of the fit came here.
+"""
 
 _CATEGORICAL, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2
 _MISSING_IS_NONE, _MISSING_IS_ZERO, _MISSING_IS_NAN = range(3)
@@ -35,12 +48,14 @@ class Forest:
         features: column names, as the model was fitted on them.
         nodes: (nodes,) of dtype `NODE`, the trees one behind the other.
         leaves: (leaves,) values.
+        leaf_rows: (leaves,) how many rows of the fit each leaf had.
         roots: (trees,) first node of each tree, ~leaf for a tree without a decision.
     """
 
     features: tuple[str, ...]
     nodes: NDArray[np.void]
     leaves: Float64
+    leaf_rows: Float64
     roots: Int32
 
     def __len__(self) -> int:
@@ -90,15 +105,34 @@ class Forest:
                 list(pool.map(add, parts))
         return out
 
+    def effects(self, matrix: Float32) -> Float64:
+        """(rows, features + 1) by how much each feature moved each sum, and last where all start.
+
+        A row adds up to its score; see `tree_effects`.
+        """
+        return self._effects.of_rows(matrix)
+
     @cached_property
     def _masks(self) -> LeafMasks:
         return LeafMasks.of(self.nodes, self.leaves, self.roots)
+
+    @cached_property
+    def _effects(self) -> TreeEffects:
+        column = {name: self.nodes[name].copy() for name in NODE.names or ()}
+        return TreeEffects.of(
+            (column["left"], column["right"]),
+            (column["feature"], column["threshold"], column["missing"]),
+            (column["rows"], self.leaf_rows),
+            self.leaves,
+            len(self.features),
+        )
 
 
 @dataclass(frozen=True)
 class _Tree:
     nodes: NDArray[np.void]
     leaves: Float64
+    leaf_rows: Float64
 
 
 def _fields(block: str) -> dict[str, str]:
@@ -122,10 +156,11 @@ def _tree(block: str, features: int) -> _Tree:
     leaves = _numbers(fields, "leaf_value", float, count)
     if not np.isfinite(leaves).all():
         raise RecsysError("non_finite_scores", "a leaf of the ranker is not finite", "ranker.txt")
-    nodes = np.zeros(count - 1, NODE)
+    nodes, leaf_rows = np.zeros(count - 1, NODE), np.zeros(count)
     if count > 1:
         _fill(nodes, fields, features)
-    return _Tree(nodes, leaves)
+        leaf_rows = _numbers(fields, "leaf_count", int, count).astype(np.float64)
+    return _Tree(nodes, leaves, leaf_rows)
 
 
 def _fill(nodes: NDArray[np.void], fields: Mapping[str, str], features: int) -> None:
@@ -147,6 +182,7 @@ def _fill(nodes: NDArray[np.void], fields: Mapping[str, str], features: int) -> 
     to_left = np.where(missing == _MISSING_IS_NAN, (kind & _DEFAULT_LEFT) > 0, threshold >= 0.0)
     nodes["threshold"], nodes["feature"] = _floor32(threshold), feature
     nodes["left"], nodes["right"], nodes["missing"] = left, right, np.where(to_left, left, right)
+    nodes["rows"] = _numbers(fields, "internal_count", int, count)
 
 
 def _check_children(children: NDArray[np.int64], count: int) -> None:
@@ -178,4 +214,6 @@ def _joined(features: tuple[str, ...], trees: list[_Tree]) -> Forest:
             child = tree.nodes[side]
             tree.nodes[side] = np.where(child >= 0, child + node, child - leaf)
     nodes = np.concatenate([np.zeros(0, NODE), *(tree.nodes for tree in trees)])
-    return Forest(features, nodes, np.concatenate([np.zeros(0), *(tree.leaves for tree in trees)]), roots)
+    leaves = np.concatenate([np.zeros(0), *(tree.leaves for tree in trees)])
+    leaf_rows = np.concatenate([np.zeros(0), *(tree.leaf_rows for tree in trees)])
+    return Forest(features, nodes, leaves, leaf_rows, roots)

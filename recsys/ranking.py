@@ -1,6 +1,6 @@
 """The ranker: LightGBM's trees over the feature matrix, saved as its text with the feature schema.
 
-`ranker_training` fits it. LightGBM itself is imported where scores are explained only.
+`ranker_training` fits it. LightGBM itself is imported where trees are cut off only.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from recsys.errors import RecsysError
 from recsys.events import Float32, Float64
@@ -105,14 +103,13 @@ class Ranker:
     def effects(self, matrix: Float32, schema_hash: str) -> Float64:
         """(rows, features + 1) by how much each feature moved each score, and last where all start.
 
-        A row adds up to its score (Lundberg & Lee 2017, computed by LightGBM's TreeSHAP).
+        A row adds up to its score (see `tree_effects`); these are LightGBM's own contributions.
 
         Raises:
             RecsysError: `feature_mismatch`, as `score`.
         """
         self._check(schema_hash)
-        found = self.booster.predict(matrix, pred_contrib=True, num_threads=1)
-        return np.asarray(found, np.float64).reshape(len(matrix), -1)
+        return self.forest.effects(matrix)
 
     def to_files(self) -> dict[str, bytes]:
         """Model text and schema for the bundle."""

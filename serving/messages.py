@@ -65,7 +65,7 @@ class RankRequest(Message, frozen=True, kw_only=True):
         candidates: items, plain ids or objects; duplicates collapse into the first.
         history: of the session, any order; it is read behind what the log holds, and not kept.
         k: how many to give back; null for all.
-        explain: say which features moved each score.
+        explain: say which features moved the scores of the first 50 items.
         timestamp: the moment that counts; null for now.
     """
 

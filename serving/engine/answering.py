@@ -31,6 +31,8 @@ from serving.messages import (
 )
 
 REASONS = 5
+MOST_EXPLAINED = 50
+"""Items of a list that get reasons, the first ones: a long list must not hold everybody up."""
 AHEAD_S = 300.0
 """A request may name a moment so far ahead of the clock."""
 
@@ -288,14 +290,14 @@ def _ranking(live: LiveModel, items: list[RankedItem], rung: int, reason: str | 
 
 
 def _explained(live: LiveModel, scored: Scored, order: Int64, items: list[RankedItem]) -> list[RankedItem]:
-    """The items with the features that moved their scores the most; without any below the full model."""
+    """The first items with the features that moved their scores most; without any below the full model."""
     ranker = live.recommender.ranker
     if scored.matrix is None or ranker is None or not len(items):
         return items
-    matrix = scored.matrix[order]
+    matrix = scored.matrix[order[:MOST_EXPLAINED]]
     effects = ranker.effects(matrix, ranker.schema_hash)[:, :-1]
     strongest = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, :REASONS]
-    return [
+    explained = [
         RankedItem(
             id=item.id, score=item.score, rank=item.rank, source=item.source,
             reasons=[
@@ -307,5 +309,6 @@ def _explained(live: LiveModel, scored: Scored, order: Int64, items: list[Ranked
                 for column in strongest[place].tolist()
             ],
         )
-        for place, item in enumerate(items)
+        for place, item in enumerate(items[:MOST_EXPLAINED])
     ]  # fmt: skip
+    return explained + items[MOST_EXPLAINED:]

@@ -1,7 +1,7 @@
 """Requests that a model answers before anybody waits for it, so that its first answers are not slow ones.
 
-What is asked for the first time can take seconds: kernels are compiled or read, and explanations parse the
-trees once more. All of that would happen in the loop's thread, and hold everybody up.
+What is asked for the first time can take seconds: kernels are compiled or read, and explanations lay the
+trees out once more. All of that would happen in the loop's thread, and hold everybody up.
 """
 
 from __future__ import annotations

@@ -47,6 +47,21 @@ def test_scores_are_those_of_lightgbm_to_the_bit(missing, leaves):
         np.testing.assert_array_equal(forest.score(matrix, threads=3), expected)
 
 
+@pytest.mark.parametrize("missing", [True, False])
+@pytest.mark.parametrize("leaves", [2, 31, 200])
+def test_effects_are_those_of_lightgbm_and_add_up(missing, leaves):
+    booster = trained(leaves, missing=missing, leaves=leaves)
+    forest = Forest.parse(booster.model_to_string())
+    for rows in (0, 1, 33):
+        matrix = awkward(rows, rows)
+        found = forest.effects(matrix)
+        assert found.shape == (rows, WIDTH + 1)
+        if rows:
+            expected = booster.predict(matrix, pred_contrib=True, num_threads=1)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(found.sum(axis=1), forest.score(matrix), rtol=0, atol=1e-12)
+
+
 def test_values_on_a_threshold_go_where_lightgbm_sends_them():
     booster = trained(3, missing=True)
     forest = Forest.parse(booster.model_to_string())
@@ -69,6 +84,9 @@ def test_a_tree_without_a_decision_is_its_value():
     booster = lgb.train({"verbosity": -1}, dataset, num_boost_round=2)
     forest = Forest.parse(booster.model_to_string())
     assert forest.score(np.zeros((3, WIDTH), np.float32)) == pytest.approx([2.0] * 3)
+    assert forest.effects(np.zeros((1, WIDTH), np.float32))[0].tolist() == pytest.approx(
+        [0.0] * WIDTH + [2.0]
+    )
 
 
 def test_another_width_is_refused():
@@ -86,7 +104,9 @@ def test_a_damaged_text_is_refused_or_scores_and_never_kills():
         place = int(rng.integers(len(trees)))
         damaged = trees[:place] + chr(int(rng.integers(32, 127))) + trees[place + 1 :] + "end of trees"
         try:
-            assert Forest.parse(damaged).score(matrix).shape == (40,)
+            forest = Forest.parse(damaged)
+            assert forest.score(matrix).shape == (40,)
+            assert np.isfinite(forest.effects(matrix)).all()
         except (RecsysError, ValueError):
             refused += 1
     assert refused > 40
