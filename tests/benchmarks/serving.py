@@ -3,9 +3,9 @@
     python -m pytest tests/benchmarks/serving.py -s
 
 It needs two cores: the server is kept on one and the load on the other, except where the table says that a
-server has both. The first run makes what is served (see `serving_world`), in the folder that
-RECSYS_BENCH_HOME names. RECSYS_BENCH_OUT names a file for the figures as JSON, RECSYS_BENCH_PARTS some of
-the parts: nightly,process,http,peers,events,starts,flips.
+server has both, and neither falls asleep. The first run makes what is served (see `serving_world`), in the
+folder that RECSYS_BENCH_HOME names. RECSYS_BENCH_OUT names a file for the figures as JSON,
+RECSYS_BENCH_PARTS some of the parts: nightly,process,http,peers,events,starts,flips.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from tests.benchmarks.serving_figures import Figures, Neighbours
 from tests.benchmarks.serving_ingest import PLACES, ingest
-from tests.benchmarks.serving_process import cores
+from tests.benchmarks.serving_process import awake, cores
 from tests.benchmarks.serving_ranking import against_peers, in_process, over_http
 from tests.benchmarks.serving_starts import flips, nightly, starts
 from tests.benchmarks.serving_world import World, large_world, trained_world
@@ -38,7 +38,8 @@ def test_the_server_is_as_fast_as_it_says(tmp_path: Path) -> None:
         folder = tmp_path / part
         folder.mkdir()
         others = Neighbours()
-        _measure(part, figures, small, folder)
+        with awake():
+            _measure(part, figures, small, folder)
         figures.add(part, "processor time of others meanwhile", others.share(), "%")
         shutil.rmtree(folder)
     table = figures.table(COMMAND)

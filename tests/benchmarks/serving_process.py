@@ -22,6 +22,9 @@ START_S = 240.0
 MLFLOW_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
 
 
+_IDLE_CLASS = "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))"
+
+
 def cores() -> tuple[int, int]:
     """One core for the server under test, another for the load; equal where there is one only."""
     found = sorted(os.sched_getaffinity(0))
@@ -69,6 +72,21 @@ class Served:
         """Seconds of processor time that the process has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def awake() -> Iterator[None]:
+    """Keep the processors from falling asleep, by work of the idle class, which anything else pushes aside.
+
+    A virtual processor that slept gets its host's attention late: on a crowded host a server that is asked 50
+    times a second then takes longer than one that is asked all the time.
+    """
+    with contextlib.ExitStack() as running:
+        for core in sorted(os.sched_getaffinity(0)):
+            busy = f"import os; os.sched_setaffinity(0, {{{core}}})\n{_IDLE_CLASS}\nwhile True: pass"
+            process = running.enter_context(subprocess.Popen([sys.executable, "-c", busy]))
+            running.callback(process.kill)
+        yield
 
 
 @contextlib.contextmanager
