@@ -25,8 +25,8 @@ from recsys.newcomers import with_newcomers
 from recsys.protocols import Protocol, positives_of, with_both_classes
 from recsys.ranker_training import fit_ranker
 from recsys.ranking import Ranker
-from recsys.recommender import Recommender, State, blocks
-from recsys.requests import SOURCES, Requests
+from recsys.recommender import Recommender, State
+from recsys.requests import SOURCES, Requests, blocks
 
 Worth = dict[str, dict[str, Float64]]
 """Headline of every request without a thing: [`families` or `sources`][name] is (requests,)."""

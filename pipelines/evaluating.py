@@ -34,8 +34,8 @@ from recsys.events import Float32, Float64, Int64, Slates
 from recsys.off_policy import check_propensities
 from recsys.protocols import Protocol, Split, last_day, split
 from recsys.ranked import top_ranked
-from recsys.recommender import Recommender, State, blocks
-from recsys.requests import HistoryBatch, Requests
+from recsys.recommender import Recommender, State
+from recsys.requests import HistoryBatch, Requests, blocks
 from recsys.reranking.rules import Rules
 from recsys.retrieval import seen_items
 from recsys.tracking import Registry

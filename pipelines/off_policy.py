@@ -15,8 +15,8 @@ from recsys.dataset import Dataset
 from recsys.events import Float64, Int32, Slates, lengths_to_offsets
 from recsys.off_policy import Attraction, estimate, fit_examination
 from recsys.protocols import Split
-from recsys.recommender import Recommender, State, blocks
-from recsys.requests import Requests
+from recsys.recommender import Recommender, State
+from recsys.requests import Requests, blocks
 from recsys.reranking import Reranker
 
 

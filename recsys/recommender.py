@@ -22,7 +22,7 @@ from recsys.pairs import DensePairs, SparsePairs
 from recsys.ranked import Ranked, top_ranked
 from recsys.ranking import Ranker
 from recsys.relevance import ProjectedItems, RelevanceHead
-from recsys.requests import HistoryBatch, Requests
+from recsys.requests import HistoryBatch, Requests, blocks
 from recsys.reranking import Reranker
 from recsys.retrieval import Retriever, Seen
 from recsys.row_scores import row_scores
@@ -231,16 +231,6 @@ class Recommender:
             self.retriever.text.known,
             self.category,
         )
-
-
-def blocks(offsets: Int64, rows: int = 65_536) -> Iterator[Int64]:
-    """Consecutive request numbers in runs of at most `rows` candidate rows, at least one request each."""
-    first, count = 0, len(offsets) - 1
-    while first < count:
-        stop = int(np.searchsorted(offsets, offsets[first] + rows, side="right")) - 1
-        stop = min(max(stop, first + 1), count)
-        yield np.arange(first, stop, dtype=np.int64)
-        first = stop
 
 
 def request_blocks(count: int, size: int = 512) -> Iterator[Int64]:

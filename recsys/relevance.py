@@ -36,7 +36,7 @@ from recsys.events import Float32, Int32, Int64, concatenated_ranges, lengths_to
 from recsys.pairs import DensePairs
 from recsys.relevance_kernel import KernelItems, KernelLog, KernelWeights, score_requests, weigh_events
 from recsys.relevance_weights import AGE_SLOTS, PLACE_SLOTS, HeadConfig, HeadWeights, check_weights
-from recsys.requests import HistoryBatch, Requests
+from recsys.requests import HistoryBatch, Requests, blocks
 
 SIMILARITY_UNIT = 0.2
 """Text similarities are divided by this, about their spread, before they meet a weight."""
@@ -177,11 +177,15 @@ class RelevanceHead:
         items: ProjectedItems,
         products: DenseProducts | None = None,
     ) -> Float32:
-        """Uncalibrated log-odds, shape (rows,)."""
+        """Uncalibrated log-odds, shape (rows,); without products many requests go block by block."""
         _check_rows(requests, history, items)
         if products is None:
-            history = newest_events(history, self.config.history_limit)
-            products = DenseProducts.of(items.text, requests, history)
+            newest = newest_events(history, self.config.history_limit)
+            parts = [np.zeros(0, np.float32)]
+            for chosen in blocks(requests.offsets):
+                some, past = requests.take(chosen), newest.take(chosen)
+                parts.append(self.logits(some, past, items, DenseProducts.of(items.text, some, past)))
+            return np.concatenate(parts)
         events = (history.offsets, history.item_index, history.type_index, history.age_s)
         kept, past, bias = weigh_events(*events, self.config.history_limit, self._biases)
         older = history.lengths - (kept[1:] - kept[:-1])

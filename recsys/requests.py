@@ -5,7 +5,7 @@ A training row, an evaluation slate, a nightly user and an online call are all r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -237,3 +237,13 @@ def _drop_younger(histories: Histories, start: Int64, stop: Int64, newest: Float
         if not late.any():
             return stop
         stop[late] -= 1
+
+
+def blocks(offsets: Int64, rows: int = 65_536) -> Iterator[Int64]:
+    """Consecutive request numbers in runs of at most `rows` candidate rows, at least one request each."""
+    first, count = 0, len(offsets) - 1
+    while first < count:
+        stop = int(np.searchsorted(offsets, offsets[first] + rows, side="right")) - 1
+        stop = min(max(stop, first + 1), count)
+        yield np.arange(first, stop, dtype=np.int64)
+        first = stop

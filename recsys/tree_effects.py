@@ -99,6 +99,19 @@ class TreeEffects:
 
 
 @njit(cache=True, nogil=True)
+def _parents(left: Int32, right: Int32, leaves: int) -> tuple[Int64, Int64]:
+    """The node above each node and each leaf, -1 for a root."""
+    of_node, of_leaf = np.full(len(left), -1, np.int64), np.full(leaves, -1, np.int64)
+    for node in range(len(left)):
+        for child in (left[node], right[node]):
+            if child >= 0:
+                of_node[child] = node
+            else:
+                of_leaf[~child] = node
+    return of_node, of_leaf
+
+
+@njit(cache=True, nogil=True)
 def _paths_of(
     children: tuple[Int32, Int32],
     splits: tuple[Int32, Float32, Int32],
@@ -109,13 +122,7 @@ def _paths_of(
     left, right = children
     feature, threshold, missing = splits
     of_node, of_leaf = counts
-    parent, parent_of_leaf = np.full(len(left), -1, np.int64), np.full(len(leaves), -1, np.int64)
-    for node in range(len(left)):
-        for child in (left[node], right[node]):
-            if child >= 0:
-                parent[child] = node
-            else:
-                parent_of_leaf[~child] = node
+    parent, parent_of_leaf = _parents(left, right, len(leaves))
     starts, room = np.zeros(len(leaves) + 1, np.int64), 0
     for leaf in range(len(leaves)):
         node = parent_of_leaf[leaf]
