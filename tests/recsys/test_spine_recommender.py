@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from recsys.events import lengths_to_offsets
 from recsys.ranked import top_ranked
-from recsys.recommender import blocks, request_blocks
-from recsys.requests import Requests
+from recsys.recommender import request_blocks
+from recsys.requests import Requests, blocks
 
 some_rows = st.lists(
     st.lists(st.sampled_from([np.nan, -np.inf, -1.0, 0.0, 2.5, np.inf]), max_size=6), max_size=5
