@@ -14,7 +14,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from recsys.dot_products import REORDER
 from recsys.events import Bool, Float32, Float64, Int32, Int64
 
 UInt32 = NDArray[np.uint32]
@@ -23,9 +22,10 @@ _WORD = 32
 CHUNK = 256
 """Rows that go together at most: as many as stay near the processor."""
 _TOGETHER = 4
-_LANES = 32
+_LANES = 8
 _ALL = np.uint32(0xFFFFFFFF)
-_INFINITY = np.float32(np.inf)
+_FIRST, _LAST = np.int32(-(2**31)), np.int32(2**31 - 1)
+_BITS_OF_INFINITY = np.int32(0x7F800000)
 
 
 class LeafMasks(NamedTuple):
@@ -36,6 +36,7 @@ class LeafMasks(NamedTuple):
     Attributes:
         threshold, column, mask: (decisions,) those of the first word, then those of the second, and so on:
             where the value in the column is not up to the threshold, only the leaves of the mask are left.
+            Thresholds, and values beside them, are whole numbers in the order of the floats.
         starts: (words + 1,) first decision of each word.
         ends_tree: (words,) whether the tree has no further word.
         values: (words * 32,) leaf values by bit, the lowest first.
@@ -43,7 +44,7 @@ class LeafMasks(NamedTuple):
         nan_left: (columns,) whether NaN goes left.
     """
 
-    threshold: Float32
+    threshold: Int32
     column: UInt32
     mask: UInt32
     starts: Int64
@@ -75,7 +76,7 @@ class LeafMasks(NamedTuple):
         word_of_leaf = np.repeat(last_word, sizes) - leaf_place // _WORD
         values[word_of_leaf * _WORD + _WORD - 1 - leaf_place % _WORD] = leaves
         return cls(
-            threshold=nodes["threshold"][node],
+            threshold=_key((nodes["threshold"][node] + np.float32(0.0)).view(np.int32)),
             column=column[node].astype(np.uint32),
             mask=_masks(begin[node] - _WORD * nth[order], end[node] - _WORD * nth[order]),
             starts=np.searchsorted(word[order], np.arange(len(ends_tree) + 1)).astype(np.int64),
@@ -125,60 +126,37 @@ def add_up(masks: LeafMasks, columns: Float32, out: Float64) -> None:
     """Add the leaf values of at most `CHUNK` rows, given as (features, rows), to `out` (rows,)."""
     kinds, rows = len(masks.feature), len(out)
     padded = (rows + _LANES - 1) // _LANES * _LANES
-    block = np.zeros((kinds, padded), np.float32)
-    lowest, highest = np.empty(kinds, np.float32), np.empty(kinds, np.float32)
-    numbers = np.empty(rows, np.float32)
+    block = np.zeros((kinds, padded), np.int32)
+    lowest, highest = np.empty(kinds, np.int32), np.empty(kinds, np.int32)
     for kind in range(kinds):
-        column, place = columns[masks.feature[kind]], block[kind, :rows]
-        left = masks.nan_left[kind]
-        missing = _separate(column, -_INFINITY if left else _INFINITY, numbers)
-        place[:] = numbers if left else column
-        lowest[kind], highest[kind] = _range(numbers)
-        if missing and not left:
-            highest[kind] = np.nan
+        bits = columns[masks.feature[kind]].view(np.int32)
+        nan = _FIRST if masks.nan_left[kind] else _LAST
+        lowest[kind], highest[kind] = _write_keys(bits, nan, block[kind])
     _add_words(masks, block, lowest, highest, out)
 
 
 @njit(cache=True, nogil=True)
-def _separate(column: Float32, nan: np.float32, numbers: Float32) -> np.int32:
-    """Write the column with `nan` for NaN, and count these."""
-    missing = np.int32(0)
-    for row in range(len(numbers)):
-        is_nan = column[row] != column[row]
-        numbers[row] = nan if is_nan else column[row]
-        missing += np.int32(is_nan)
-    return missing
-
-
-@njit(cache=True, nogil=True, fastmath=REORDER | {"nnan"})
-def _range(column: Float32) -> tuple[np.float32, np.float32]:
-    low = high = column[0]
-    for value in column:
-        low = value if value < low else low
-        high = value if value > high else high
+def _write_keys(bits: Int32, nan: np.int32, out: Int32) -> tuple[np.int32, np.int32]:
+    """`_key` of each number, with `nan` for NaN; the lowest and the highest."""
+    low, high = _LAST, _FIRST
+    for row in range(len(bits)):
+        key = _key(bits[row])
+        key = nan if bits[row] & _LAST > _BITS_OF_INFINITY else key
+        out[row] = key
+        low, high = min(low, key), max(high, key)
     return low, high
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _add_words(masks: LeafMasks, block: Float32, lowest: Float32, highest: Float32, out: Float64) -> None:
-    """Word after word; NaN as the highest value says that some rows go right whatever the threshold.
-
-    `found` is the value of the first leaf that is left in the words of a tree so far.
-    """
+@njit(cache=True, nogil=True)
+def _add_words(masks: LeafMasks, block: Int32, lowest: Int32, highest: Int32, out: Float64) -> None:
+    """Word after word; `found` is the value of the first leaf that is left in the words of a tree so far."""
     rows, most = len(out), np.max(np.diff(masks.starts)) + _TOGETHER
     left, found = np.empty(block.shape[1], np.uint32), np.zeros(rows, np.float64)
-    at, above, mask = np.empty(most, np.uint32), np.empty(most, np.float32), np.empty(most, np.uint32)
+    at, above, mask = np.empty(most, np.uint32), np.empty(most, np.int32), np.empty(most, np.uint32)
     for word in range(len(masks.ends_tree)):
-        count, common = 0, _ALL
-        for nth in range(masks.starts[word], masks.starts[word + 1]):
-            column, threshold = masks.column[nth], masks.threshold[nth]
-            if threshold < lowest[column]:
-                common &= masks.mask[nth]
-            elif not threshold >= highest[column]:
-                at[count], above[count], mask[count] = column, threshold, masks.mask[nth]
-                count += 1
+        count, common = _undecided(masks, word, (lowest, highest), (at, above, mask))
         for nth in range(count, count + _TOGETHER):
-            at[nth], above[nth], mask[nth] = np.uint32(0), _INFINITY, _ALL
+            at[nth], above[nth], mask[nth] = np.uint32(0), _LAST, _ALL
         left[:] = common
         for nth in range(0, count, _TOGETHER):
             a, b, c, d = nth, nth + 1, nth + 2, nth + 3
@@ -200,10 +178,30 @@ def _add_words(masks: LeafMasks, block: Float32, lowest: Float32, highest: Float
                 out[row] += values[_highest_bit(left[row])] if left[row] else found[row]
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _undecided(
+    masks: LeafMasks, word: int, ranges: tuple[Int32, Int32], out: tuple[UInt32, Int32, UInt32]
+) -> tuple[int, np.uint32]:
+    """Write the decisions of a word on which rows differ; their number, and the leaves that all others leave.
+
+    Without a branch: which decisions these are, no processor can guess.
+    """
+    lowest, highest = ranges
+    at, above, mask = out
+    count, common = 0, _ALL
+    for nth in range(masks.starts[word], masks.starts[word + 1]):
+        column, threshold, leaves = masks.column[nth], masks.threshold[nth], masks.mask[nth]
+        is_right = threshold < lowest[column]
+        common &= leaves if is_right else _ALL
+        at[count], above[count], mask[count] = column, threshold, leaves
+        count += np.int64(threshold < highest[column]) & ~np.int64(is_right)
+    return count, common
+
+
 @njit(cache=True, nogil=True)
 def _rule_out(
-    column: tuple[Float32, Float32, Float32, Float32],
-    above: tuple[np.float32, np.float32, np.float32, np.float32],
+    column: tuple[Int32, Int32, Int32, Int32],
+    above: tuple[np.int32, np.int32, np.int32, np.int32],
     mask: tuple[np.uint32, np.uint32, np.uint32, np.uint32],
     left: UInt32,
 ) -> None:
@@ -217,6 +215,12 @@ def _rule_out(
         c = _ALL if column_c[row] <= above_c else mask_c
         d = _ALL if column_d[row] <= above_d else mask_d
         left[row] &= a & b & c & d
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _key(bits: np.int32) -> np.int32:
+    """The bits of a float32 as a whole number that ascends as the float does."""
+    return bits ^ (bits >> np.int32(31) & _LAST)
 
 
 @njit(cache=True, nogil=True, inline="always", error_model="numpy")
