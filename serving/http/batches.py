@@ -137,7 +137,8 @@ def _large(raw: bytes, media_type: str, dialect: Dialect) -> object:
             if refusal.status != 422:
                 raise
             return Skipped("invalid_event", refusal.detail)
-    return dialect.translate(_decoded(raw, media_type)[0])
+    values = _decoded(raw, media_type)
+    return dialect.translate(values if raw.lstrip().startswith(b"[") else values[0])
 
 
 def _decoded(body: bytes, media_type: str) -> list[Any]:
@@ -167,8 +168,8 @@ _HALVES = re.compile(
 def _our_schema(raw: bytes) -> type[Any]:
     try:
         return KINDS.get(str(_KIND.decode(raw).kind), InteractionEvent)
-    except msgspec.DecodeError:
-        return InteractionEvent
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return InteractionEvent  # against which the same is found again, and told
 
 
 def _from_metarank(value: object) -> object:

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from recsys.errors import RecsysError
 from serving.events.parsing import LONGEST_DETAIL, Window, check_events, event_of, raw_events, record_of
+from serving.http.batches import METARANK, OURS, Batch, Dialect, pieces
+from serving.http.decoding import LARGE_BODY
 from serving.messages import KINDS, MOST_EVENTS, ImpressionEvent, InteractionEvent, ItemEvent
+from serving.problems import Refusal
 
 NOW = 1_760_000_000.0
 DAY_S = 86_400.0
@@ -402,3 +405,34 @@ def test_order_of_rejections_is_the_order_of_the_batch():
     _, rejected = check_events(batch, NOW)
 
     assert [one.index for one in rejected] == [n for n in range(30) if n % 3]
+
+
+def batch_of(body: bytes, dialect: Dialect = OURS, media: str = "application/json") -> Batch:
+    batch = Batch()
+    for values in pieces(body, media, dialect):
+        batch.add(values, NOW, None)
+    return batch
+
+
+@pytest.mark.parametrize("dialect", [OURS, METARANK])
+@pytest.mark.parametrize("odd", [[], [[]], [click(event_id="e2")], None, 7, "x", {}])
+def test_what_is_no_event_is_rejected_alone_in_a_batch_of_any_size(dialect: Dialect, odd: object):
+    """Found by fuzzing: in a large body a list in the place of an event was taken for its first event."""
+    good = {"event": "interaction", "id": "e1", "user": "u", "item": "i", "type": "c", "timestamp": NOW * 1e3}
+    body = json.dumps([click() if dialect is OURS else good, odd]).encode()
+
+    for sized in (body, body + b" " * LARGE_BODY):
+        batch = batch_of(sized, dialect)
+        assert [place for place, _, _ in batch.good] == [0]
+        assert [each.index for each in batch.rejected] == [1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(b'"\xff"', "invalid_utf8"), (b"[" * 5000 + b"]" * 5000, "too_deep"), (b"[", "invalid_json")],
+)
+def test_a_large_event_of_an_unreadable_kind_is_refused_by_name(kind: bytes, code: str):
+    """Found by fuzzing: looking for the kind of an event gave up on bytes that are no text."""
+    with pytest.raises(Refusal) as caught:
+        batch_of(b'{"kind": ' + kind + b"}" + b" " * LARGE_BODY)
+    assert caught.value.code == code
