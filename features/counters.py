@@ -1,7 +1,8 @@
-"""The kernels of decayed counters: build, find what was known, read, and update one row at a time.
+"""The kernels of decayed counters over a log: build, find what was known, and read.
 
-Replay reads by `read_states` what `accumulate` made, the live state by `read_cells` what `apply_cells` made:
-the same arithmetic in the same order (state · e^(-Δt · rate) + weight, float64), so both give the same bits.
+Replay reads by `read_states` what `accumulate` made, the live state by `read_cells` what `apply_cells` made
+(`live_cells`): the same arithmetic in the same order (state · e^(-Δt · rate) + weight, float64), so both give
+the same bits.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ import numpy as np
 from numba import njit
 
 from recsys.events import Float32, Float64, Int64
+from recsys.transcendental import exp64
 
 _DAY_S = 86_400.0
-_SEEN = 1 << 10
-"""Slots of a request that are remembered, so that rows of one category are computed once."""
 
 
 @njit(cache=True, nogil=True)
@@ -36,12 +36,10 @@ def group_by_slot(slots: Int64, size: int) -> tuple[Int64, Int64]:
     return offsets, order
 
 
-@njit(cache=True, nogil=True)
-def _decayed(amount: float, elapsed: float, rate: float) -> float:
-    """The amount · e^(-elapsed · rate), without the exponential where it is 1."""
-    if elapsed == 0.0 or rate == 0.0:
-        return amount
-    return amount * math.exp(-elapsed * rate)
+@njit(cache=True, nogil=True, inline="always")
+def decayed(amount: float, elapsed: float, rate: float) -> float:
+    """The amount · e^(-elapsed · rate), the amount itself where nothing has elapsed or decays."""
+    return amount * exp64(-elapsed * rate)
 
 
 @njit(cache=True, nogil=True)
@@ -55,7 +53,7 @@ def accumulate(offsets: Int64, timestamp: Float64, weight: Float64, rates: Float
                     state[row, h] = weight[row]
                 else:
                     elapsed = timestamp[row] - timestamp[row - 1]
-                    state[row, h] = _decayed(state[row - 1, h], elapsed, rates[h]) + weight[row]
+                    state[row, h] = decayed(state[row - 1, h], elapsed, rates[h]) + weight[row]
     return state
 
 
@@ -140,113 +138,9 @@ def read_states(
             nothing = math.nan if at == -1 else 0.0
             elapsed = max(now - moment_last[at], 0.0) if touched else 0.0
             for h in range(width):
-                out[columns[h], row] = _decayed(state[at, h], elapsed, rates[h]) if touched else nothing
+                out[columns[h], row] = decayed(state[at, h], elapsed, rates[h]) if touched else nothing
             if columns[width] >= 0:
                 out[columns[width], row] = elapsed / _DAY_S if touched else math.nan
             if columns[width + 1] >= 0:
                 since = max(now - moment_first[place_first[row]], 0.0) if touched else math.nan
                 out[columns[width + 1], row] = since / _DAY_S
-
-
-@njit(cache=True, nogil=True)
-def read_cells(
-    slots: Int64,
-    cells: Float64,
-    layout: tuple[Int64, Float64],
-    requests: tuple[Int64, Float64],
-    out: Float32,
-) -> None:
-    """Write the states of one key, of all its tables at once, into their columns of `out`.
-
-    Args:
-        slots: (rows,) row of each candidate's key in `cells`, UNKNOWN or NOTHING_YET.
-        cells: (slots, width) sums, last and first moment of one table behind the other, see `KeyTable`.
-        layout: (tables, 4 + most) first cell, half-lives, and the columns as in `read_states`; and the rates
-            (tables, most).
-        requests: (r + 1,) candidate rows and (r,) moments.
-        out: (states, rows) float32.
-    """
-    lines, rates = layout
-    offsets, moments = requests
-    seen = np.full(_SEEN, -1, np.int64)
-    for request in range(len(offsets) - 1):
-        begin, now = offsets[request], moments[request]
-        for row in range(begin, offsets[request + 1]):
-            place = slots[row] & (_SEEN - 1)
-            if seen[place] >= begin and slots[seen[place]] == slots[row]:
-                _copy_columns(lines, seen[place], row, out)
-            else:
-                _read_cells(slots[row], cells, lines, rates, now, row, out)
-                seen[place] = row
-
-
-@njit(cache=True, nogil=True)
-def _copy_columns(lines: Int64, same: int, row: int, out: Float32) -> None:
-    for table in range(len(lines)):
-        for place in range(2, 4 + lines[table, 1]):
-            column = lines[table, place]
-            if column >= 0:
-                out[column, row] = out[column, same]
-
-
-@njit(cache=True, nogil=True)
-def _read_cells(
-    at: int, cells: Float64, lines: Int64, rates: Float64, now: float, row: int, out: Float32
-) -> None:
-    """One row of `read_cells`; written with indices, since slices cost more than the arithmetic."""
-    nothing = math.nan if at == -1 else 0.0
-    for table in range(len(lines)):
-        begin, width = lines[table, 0], lines[table, 1]
-        touched = at >= 0 and not math.isnan(cells[at, begin + width])
-        elapsed = max(now - cells[at, begin + width], 0.0) if touched else 0.0
-        for h in range(width):
-            amount = _decayed(cells[at, begin + h], elapsed, rates[table, h]) if touched else nothing
-            out[lines[table, 2 + h], row] = amount
-        if lines[table, 2 + width] >= 0:
-            out[lines[table, 2 + width], row] = elapsed / _DAY_S if touched else math.nan
-        if lines[table, 3 + width] >= 0:
-            since = max(now - cells[at, begin + width + 1], 0.0) if touched else math.nan
-            out[lines[table, 3 + width], row] = since / _DAY_S
-
-
-@njit(cache=True, nogil=True)
-def apply_cells(
-    cells: Float64,
-    layout: tuple[Int64, Float64, Int64],
-    slots: Int64,
-    timestamp: Float64,
-    weight: Float64,
-) -> None:
-    """Add rows one after another to the states of one key, in place.
-
-    A row older than the last one is added with the decay it has had since, which is the same sum in another
-    order.
-
-    Args:
-        cells: as in `read_cells`.
-        layout: lines and rates as in `read_cells`, and (k,) the tables that these rows update.
-        slots: (rows,) row of each key in `cells`, negative for none.
-        timestamp: (rows,) moments.
-        weight: (k, rows) what each row adds to each table; 0 leaves the table alone.
-    """
-    lines, rates, tables = layout
-    for nth in range(len(tables)):
-        table = tables[nth]
-        begin, width = lines[table, 0], lines[table, 1]
-        end = begin + width
-        for row in range(len(slots)):
-            at, now, w = slots[row], timestamp[row], weight[nth, row]
-            if at < 0 or w == 0.0:
-                continue
-            last = cells[at, end]
-            if math.isnan(last):
-                cells[at, begin:end] = w
-                cells[at, end] = cells[at, end + 1] = now
-                continue
-            for h in range(width):
-                if now < last:
-                    cells[at, begin + h] += _decayed(w, last - now, rates[table, h])
-                else:
-                    cells[at, begin + h] = _decayed(cells[at, begin + h], now - last, rates[table, h]) + w
-            cells[at, end] = max(last, now)
-            cells[at, end + 1] = min(cells[at, end + 1], now)

@@ -23,6 +23,7 @@ Array = TypeVar("Array", bound=NDArray[Any])
 _BITS = 32
 _MULTIPLIER = 0x9E3779B97F4A7C1
 _PIECE = 65_536
+_NONE = np.zeros(0, np.int64)
 
 
 def writable(array: Array) -> Array:
@@ -132,6 +133,11 @@ class PlainKeys:
     def __init__(self, size: int) -> None:
         self.size = size
 
+    @property
+    def hashed(self) -> tuple[Int64, Int64]:
+        """What `slot_of` needs beside the size: two empty arrays."""
+        return _NONE, _NONE
+
     def find(self, keys: Int64) -> Int64:
         """(rows,) slots; UNKNOWN or NOTHING_YET where there is none."""
         return _within(keys, self.size)
@@ -155,6 +161,11 @@ class CompositeKeys:
     def keys(self) -> Int64:
         """(size,) keys in slot order."""
         return self._keys[: self.size]
+
+    @property
+    def hashed(self) -> tuple[Int64, Int64]:
+        """What `slot_of` needs beside the size: the table of slots, and the keys with their room."""
+        return self._table, self._keys
 
     def find(self, keys: Int64) -> Int64:
         """(rows,) slots; UNKNOWN or NOTHING_YET where there is none."""
@@ -190,6 +201,17 @@ def _place(table: Int64, known: Int64, key: int) -> int:
     while table[place] >= 0 and known[table[place]] != key:
         place = (place + 1) & mask
     return place
+
+
+@njit(cache=True, nogil=True)
+def slot_of(table: Int64, known: Int64, size: int, key: int) -> int:
+    """The slot of one key, as `find` of a key space gives it; plain keys have empty arrays and a size."""
+    if key < 0:
+        return UNKNOWN
+    if len(table) == 0:
+        return key if key < size else NOTHING_YET
+    slot = table[_place(table, known, key)]
+    return slot if slot >= 0 else NOTHING_YET
 
 
 @njit(cache=True, nogil=True)

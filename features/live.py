@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from features.builder import Features
-from features.counters import read_cells
 from features.declaration import Key
 from features.keys import ItemTable, KeySpace, writable
+from features.live_cells import KEYS, LiveCells, LiveTables, read_cells
 from features.live_files import fill_live, live_files, open_live
 from features.live_history import LiveHistories
 from features.live_tables import Entry, Inlet, KeyTable, LogRows
 from features.plan import Table
 from features.reading import Reading, fill_catalogue
-from features.replay import Replay, slots_of_rows
+from features.replay import Replay
 from features.streams import StreamWeights, weights_of
 from recsys.dataset import Dataset
 from recsys.events import Float64, Int32, concatenated_ranges, lengths_to_offsets
@@ -51,6 +51,7 @@ class LiveState:
         sources = {(table.of_events, table.delay_s) for table in features.plan.tables}
         sources.add((True, features.history_delay_s))
         self.inlets = [Inlet(*source) for source in sorted(sources)]
+        self._layout = _layout(self.tables)
         self._fresh: list[Entry] = []
         self._tables_of: dict[tuple[bool, float], dict[Key, list[Table]]] = {source: {} for source in sources}
         for table in features.plan.tables:
@@ -182,23 +183,37 @@ class LiveState:
             user, item, kind = (int(c[row]) for c in (rows.user_index, rows.item_index, rows.type_index))
             self.histories.append(user, item, kind, float(rows.timestamp[row]))
 
+    def _cells(self) -> LiveCells:
+        """What is in the tables now; views are stale once anything has grown."""
+        spaces = [self.spaces[key] for key in self.tables]
+        slots, keys = zip(*(space.hashed for space in spaces), strict=True)
+        sizes = np.array([space.size for space in spaces], np.int64)
+        return LiveCells(sizes, slots, keys, tuple(kept.cells for kept in self.tables.values()))
+
     def _read(self, requests: Requests) -> Reading:
         plan = self.features.plan
         moments = writable(requests.timestamp)
         history = self.histories.read(requests)
         states = np.empty((len(plan), requests.rows), np.float32)
-        slots = slots_of_rows(self.spaces, self.items, requests)
-        for key, kept in self.tables.items():
-            kept.reserve(self.spaces[key].size)
-            read_cells(
-                slots[key],
-                kept.cells,
-                (kept.layout, kept.rates),
-                (requests.offsets, moments),
-                states,
-            )
+        asked = (requests.offsets, moments, writable(requests.user_index), writable(requests.item_index))
+        catalogue = (self.items.category, self.items.subcategory)
+        if self.tables:
+            read_cells(self._layout, self._cells(), catalogue, asked, states)
         fill_catalogue(plan, self.items, requests, history, states)
         return Reading(history, states.T)
+
+
+def _layout(tables: Mapping[Key, KeyTable]) -> LiveTables:
+    """The tables of all keys as one."""
+    most = max((table.rates.shape[1] for table in tables.values()), default=0)
+    count = [len(table.layout) for table in tables.values()]
+    lines = np.full((sum(count), 4 + most), -1, np.int64)
+    rates = np.zeros((sum(count), most))
+    starts = lengths_to_offsets(np.array(count, np.int64))
+    for begin, table in zip(starts.tolist(), tables.values(), strict=False):
+        lines[begin : begin + len(table.layout), : table.layout.shape[1]] = table.layout
+        rates[begin : begin + len(table.rates), : table.rates.shape[1]] = table.rates
+    return LiveTables(np.array([KEYS.index(key) for key in tables], np.int64), starts, lines, rates)
 
 
 def _histories_at(past: Dataset, as_of: float, features: Features) -> LiveHistories:

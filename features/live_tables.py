@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.counters import apply_cells, last_known
+from features.counters import last_known
+from features.live_cells import apply_cells
 from features.plan import Table
 from features.replay import TableLog
 from recsys.events import Float64, Int32, Int64

@@ -6,10 +6,12 @@ so that calibration never changes an order. How well a probability is calibrated
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 from recsys.errors import RecsysError
 from recsys.events import Float32, Float64
@@ -50,11 +52,10 @@ class Calibration:
 
     def probability(self, logits: Float32) -> Float32:
         """Probabilities in (0, 1), float32, shape of `logits`; NaN stays NaN."""
-        line = sigmoid(self.slope * np.asarray(logits, np.float64) + self.intercept)
-        if not len(self.knots):
-            return line.astype(np.float32)
-        curve = np.interp(logits, self.knots, self.values)
-        return ((1 - _LINEAR_SHARE) * curve + _LINEAR_SHARE * line).astype(np.float32)
+        flat = np.ascontiguousarray(logits, np.float32).reshape(-1)
+        out = np.empty(flat.shape, np.float32)
+        _write_probabilities(flat, self.slope, self.intercept, self.knots, self.values, out)
+        return out.reshape(np.shape(logits))
 
     def to_arrays(self) -> dict[str, Float64]:
         """`platt` (2,), `knots` (k,) and `values` (k,), for a safetensors file."""
@@ -67,12 +68,33 @@ class Calibration:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Float64]) -> Calibration:
         """Read `to_arrays` back; raises RecsysError where the curve is not increasing and finite."""
-        platt, knots, values = (np.asarray(arrays[name], np.float64) for name in ("platt", "knots", "values"))
+        platt, knots, values = (np.array(arrays[name], np.float64) for name in ("platt", "knots", "values"))
         finite = all(np.isfinite(array).all() for array in (platt, knots, values))
         ordered = bool((np.diff(knots) > 0).all() and (np.diff(values) >= 0).all())
         if platt.shape != (2,) or knots.shape != values.shape or not finite or not ordered or platt[0] <= 0:
             raise RecsysError("calibration_invalid", "the calibration curve must be finite and increasing")
         return cls(float(platt[0]), float(platt[1]), knots, values)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _write_probabilities(
+    logits: Float32, slope: float, intercept: float, knots: Float64, values: Float64, out: Float32
+) -> None:
+    """Write the line, or the line's share of the curve; outside of the knots the curve is level."""
+    last = len(knots) - 1
+    for row in range(len(logits)):
+        logit = np.float64(logits[row])
+        line = 0.5 * (1.0 + math.tanh(0.5 * (slope * logit + intercept)))
+        if last < 0 or math.isnan(logit):
+            out[row] = line
+            continue
+        above = np.searchsorted(knots, logit, side="right")
+        if above == 0 or above > last:
+            curve = values[min(above, last)]
+        else:
+            rise = (values[above] - values[above - 1]) / (knots[above] - knots[above - 1])
+            curve = rise * (logit - knots[above - 1]) + values[above - 1]
+        out[row] = (1.0 - _LINEAR_SHARE) * curve + _LINEAR_SHARE * line
 
 
 def sigmoid(logits: Float64) -> Float64:

@@ -37,9 +37,10 @@ def with_newcomers(requests: Requests, scores: Float64, share: float) -> Float64
     Untouched are candidates that the source `cold` proposed; rows without sources keep their scores. The
     order among untouched candidates, and among all others, stays where scores are distinct.
     """
-    newcomer = (requests.source >> SOURCES.index("cold") & 1).astype(np.bool_)
-    if share <= 0.0 or not newcomer.any():
+    bit = 1 << SOURCES.index("cold")
+    if share <= 0.0 or not np.bitwise_or.reduce(requests.source) & bit:
         return scores
+    newcomer = (requests.source & bit).astype(np.bool_)
     out = scores.copy()
     _raise(requests.offsets, scores, newcomer, share, out)
     return out

@@ -34,7 +34,14 @@ from recsys.dot_products import LANES
 from recsys.errors import RecsysError
 from recsys.events import Float32, Int32, Int64, concatenated_ranges, lengths_to_offsets
 from recsys.pairs import DensePairs
-from recsys.relevance_kernel import KernelItems, KernelLog, KernelWeights, score_requests, weigh_events
+from recsys.relevance_kernel import (
+    KernelItems,
+    KernelLog,
+    KernelWeights,
+    are_rows,
+    score_requests,
+    weigh_events,
+)
 from recsys.relevance_weights import AGE_SLOTS, PLACE_SLOTS, HeadConfig, HeadWeights, check_weights
 from recsys.requests import HistoryBatch, Requests, blocks
 
@@ -247,7 +254,7 @@ def _check_rows(requests: Requests, history: HistoryBatch, items: ProjectedItems
     if len(history) != len(requests):
         raise ValueError(f"{len(history)} histories for {len(requests)} requests")
     for name, index in (("candidate", requests.item_index), ("history", history.item_index)):
-        if len(index) and (index.max() >= len(items) or index.min() < -1):
+        if not are_rows(index, len(items)):
             raise ValueError(f"{name} item_index outside -1..{len(items) - 1}")
 
 

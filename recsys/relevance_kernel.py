@@ -64,6 +64,15 @@ class _History(NamedTuple):
     similarity: Float32
 
 
+@njit(cache=True, nogil=True)
+def are_rows(index: Int32, size: int) -> bool:
+    """Whether all numbers are in -1..size - 1."""
+    wrong = 0
+    for row in range(len(index)):
+        wrong += (index[row] < -1) | (index[row] >= size)
+    return wrong == 0
+
+
 # The functions below work on all candidates of a request at a time: handing numba a tuple of arrays costs
 # as much as a hundred multiplications, once a request instead of once a row.
 

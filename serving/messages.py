@@ -113,8 +113,11 @@ class Reason(Answer, frozen=True, kw_only=True):
     effect: float
 
 
-class RankedItem(Answer, frozen=True, kw_only=True):
-    """An item in its place, 1-based."""
+class RankedItem(Answer, frozen=True, gc=False):
+    """An item in its place, 1-based.
+
+    Hundreds are made a request: by position, which costs a third, and the collector need not look at them.
+    """
 
     id: Id
     score: float

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 
@@ -70,7 +71,9 @@ class Slate:
     def of(cls, candidates: Sequence[int | str | Candidate]) -> Slate:
         """Plain ids and objects, mixed as they may be."""
         if Candidate not in set(map(type, candidates)):
-            ids: list[int | str] = list(dict.fromkeys(candidates))  # type: ignore[arg-type]
+            ids: list[int | str] = list(candidates)  # type: ignore[arg-type]
+            if len(set(ids)) < len(ids):
+                ids = list(dict.fromkeys(ids))
             return cls(ids, np.zeros(len(ids)), np.zeros(len(ids), np.int32), [])
         found: dict[int | str, Candidate] = {}
         for each in candidates:
@@ -92,15 +95,19 @@ def rank(live: LiveModel, request: RankRequest, now: float, level: Level = Level
     requests = _request(live, request.user_id, _moment(live, request.timestamp, now), rows, found.source)
     scored = _scored(live, requests, request.history, level)
     order = _ordered(scored.scores, found.hint, rows)[: request.k]
-    scores = scored.scores[order].tolist()
-    items = [
-        RankedItem(id=found.ids[row], score=score, rank=place, source=found.names[row] if found.names else "")
-        for place, (row, score) in enumerate(zip(order.tolist(), scores, strict=True), start=1)
-    ]
+    items = _items(found.ids, found.names, order, scored.scores)
     if request.explain:
         items = _explained(live, scored, order, items)
     reason = _reason(live, requests, rows, level)
     return _ranking(live, items, scored.rung, reason)
+
+
+def _items(ids: list[int | str], sources: list[str], order: Int64, scores: Float64) -> list[RankedItem]:
+    """The items in this order; no sources at all stand for empty ones."""
+    places = order.tolist()
+    named = map(sources.__getitem__, places) if sources else repeat("")
+    ranks = range(1, len(places) + 1)
+    return list(map(RankedItem, map(ids.__getitem__, places), scores[order].tolist(), ranks, named))
 
 
 def _ordered(scores: Float64, hint: Float64, rows: Int32) -> Int64:
@@ -280,7 +287,7 @@ def _reason(live: LiveModel, requests: Requests, rows: Int64 | np.ndarray, level
         return "empty_catalog"
     if requests.user_index[0] < 0:
         return "unknown_user"
-    return "cold_items" if len(rows) and (rows < 0).all() else None
+    return "cold_items" if len(rows) and rows.max() < 0 else None
 
 
 def _ranking(live: LiveModel, items: list[RankedItem], rung: int, reason: str | None) -> Ranking:
