@@ -6,6 +6,7 @@ Nothing here changes a file: the connection cannot write, so it leaves the WAL a
 from __future__ import annotations
 
 import sqlite3
+import struct
 import sys
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from recsys.errors import RecsysError
 from serving.events.rows import unpack
 from serving.events.sqlite_salvage import FRAME_BYTES, WAL_HEAD_BYTES
-from serving.events.sqlite_schema import INDEX, PAGE_BYTES, SCHEMA, beside
+from serving.events.sqlite_schema import INDEX, PAGE_BYTES, SCHEMA, beside, legible
 
 CHECKED_BYTES = 512 * 2**20
 """Up to here the index is held against the rows at the start: three seconds for a million of them."""
@@ -57,8 +58,10 @@ def probe(log: Path) -> Findings:
         return Findings("a record did not match its checksum when it was read")
     if not log.exists():
         return Findings("the file is gone, its WAL is there")
+    # Without a WAL an ordinary connection would make an empty one, and a second look find nothing amiss.
+    address = f"{log.resolve().as_uri()}?{'mode=ro' if had_wal else 'immutable=1'}"
     try:
-        with closing(sqlite3.connect(f"{log.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+        with closing(sqlite3.connect(address, uri=True, timeout=5)) as connection, legible():
             return _look(connection, log, had_wal=had_wal)
     except sqlite3.DatabaseError as error:
         if is_damage(error) or _code(error) == sqlite3.SQLITE_ERROR:  # a sound log gives no error here
@@ -146,7 +149,8 @@ def _behind_the_end(log: Path) -> tuple[int, bool]:
     """Bytes of the WAL behind its last whole transaction, and whether a later one had ended there too.
 
     Frames of an earlier generation, which a WAL that is used again has at its end, do not count: they are
-    told by the first salt, which goes up by one a generation (SQLite's WAL format, sections 1 and 4).
+    told by the salts, of which the first goes up by one a generation and the second is drawn anew (SQLite's
+    WAL format, sections 1 and 4). Where the header is damaged, no frame is taken for an earlier one.
     """
     wal = beside(log, "-wal")
     if not wal.exists():
@@ -158,15 +162,26 @@ def _behind_the_end(log: Path) -> tuple[int, bool]:
         rest = file.read()
     if len(head) < WAL_HEAD_BYTES:
         return len(head), False
-    torn, has_ended = 0, False
+    torn, has_ended, is_whole = 0, False, _is_whole_head(head)
     for at in range(0, len(rest), FRAME_BYTES):
         frame = rest[at : at + FRAME_BYTES]
         age = int.from_bytes(head[16:20]) - int.from_bytes(frame[8:12])
-        if len(frame) == FRAME_BYTES and 0 < age <= _MOST_GENERATIONS:
+        is_of_now = age == 0 or frame[12:16] == head[20:24]
+        if is_whole and not is_of_now and 0 < age <= _MOST_GENERATIONS and len(frame) == FRAME_BYTES:
             continue
         torn += len(frame)
-        has_ended |= frame[4:8] != bytes(4) and (not frames or frame[8:16] == head[16:24])
+        has_ended |= frame[4:8] != bytes(4) and (not frames or is_of_now)
     return torn, has_ended
+
+
+def _is_whole_head(head: bytes) -> bool:
+    """Whether the header of a WAL matches its own checksum (SQLite's WAL format, sections 1 and 2)."""
+    words = struct.unpack(">6I" if head[3] & 1 else "<6I", head[:24])
+    first = second = 0
+    for one, other in zip(words[::2], words[1::2], strict=True):
+        first = (first + one + second) % 2**32
+        second = (second + other + first) % 2**32
+    return struct.pack(">2I", first, second) == head[24:32]
 
 
 def _whole_frames(log: Path) -> int:

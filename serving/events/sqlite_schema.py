@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PAGE_BYTES = 4096
@@ -34,3 +37,12 @@ def beside(log: Path, suffix: str) -> Path:
     `.making` and `.salvaged`, a log on its way to replace a damaged one; `.damaged-1` ..., those.
     """
     return log.with_name(log.name + suffix)
+
+
+@contextmanager
+def legible() -> Iterator[None]:
+    """Raise sqlite3.DatabaseError also where what SQLite says of a damaged file is no text for Python."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise sqlite3.DatabaseError("the names of its tables are damaged") from error

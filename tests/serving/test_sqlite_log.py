@@ -686,3 +686,64 @@ def test_nobody_else_may_read_the_log(tmp_path):
     files = [path for path in tmp_path.glob("log.db*") if "lock" not in path.name]
     assert {path.stat().st_mode & 0o077 for path in files} == {0}
     log.close()
+
+
+# The following were found by tests/fuzz/event_log.py.
+
+
+def test_a_reader_of_swapped_pages_goes_on_and_repeats_nothing(tmp_path: Path):
+    path = made(tmp_path / "log.db", records(200))
+    content = bytearray(path.read_bytes())
+    leaves = [at for at in range(PAGE_BYTES, len(content), PAGE_BYTES) if content[at] == 13]
+    content[leaves[-2] : leaves[-2] + PAGE_BYTES] = content[leaves[1] : leaves[1] + PAGE_BYTES]
+    path.write_bytes(content)
+
+    for limit in (3, 1000):
+        with closing(SqliteReader(path)) as reader:
+            found: list[int] = []
+            while page := reader.read(max(found, default=0), limit):
+                found += [one.sequence for one in page]
+                assert found == sorted(set(found))
+            assert found[-1] == 200
+    assert reader.has_found_damage
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_bit_of_the_head_of_a_wal_or_of_its_last_salts_costs_no_record(memory: Path, bit: int):
+    """A salt that has become a later one made all frames look like those of an earlier generation."""
+    with closing(SqliteLog(memory / "log.db")) as log:
+        fill(log, records(60), step=20)
+        copy = crashed_copy(log.path, memory / "copy")
+    size = copy.with_name("log.db-wal").stat().st_size
+    last = size - PAGE_BYTES - 24
+    for place in [*range(32), *range(last + 8, last + 16)]:
+        damaged = memory / f"copy-{place}" / "log.db"
+        shutil.copytree(copy.parent, damaged.parent)
+        flip(damaged.with_name("log.db-wal"), place, bit)
+        with closing(SqliteLog(damaged, reserve_bytes=NO_RESERVE)) as log:
+            assert ids(log) == [one.event_id for one in records(60)], place
+
+
+def test_who_only_reads_does_not_hide_that_the_wal_is_gone(tmp_path: Path):
+    with closing(SqliteLog(tmp_path / "log.db")) as log:
+        fill(log, records(50))
+        copy = crashed_copy(log.path, tmp_path / "copy")
+    copy.with_name("log.db-wal").unlink()
+
+    with closing(SqliteReader(copy)) as reader:
+        assert everything(reader) == {}
+        assert "gone" in reader.damage.places[0]
+    with closing(SqliteLog(copy)) as log:
+        assert "gone" in log.damage.places[0]
+        log.append([record("later")])
+        assert min(everything(log)) > 50
+
+
+def test_a_schema_that_is_no_text_is_damage_as_any_other(tmp_path: Path):
+    path = made(tmp_path / "log.db", records(50))
+    overwrite(path, place_of(path, b"CREATE TABLE events") + 13, b"\xff" * 6)
+
+    assert refusal(SqliteReader, path).code == "events_blocked"
+    with closing(SqliteLog(path)) as log:
+        assert ids(log) == [one.event_id for one in records(50)]
+        assert log.damage.places
