@@ -79,9 +79,15 @@ def json_bytes(document: Any) -> bytes:
 
 
 def parse_json(raw: bytes, where: str) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, no NaN; raises RecsysError `manifest_invalid` otherwise."""
+    """Strict JSON: UTF-8, no duplicate keys, no NaN; raises RecsysError `manifest_invalid` otherwise.
+
+    What is given back can be written again: no number is infinite, no text holds half a character.
+    """
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        text = raw.decode("utf-8")
+        document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+        return document
     except (ValueError, RecursionError) as error:
         raise RecsysError("manifest_invalid", f"not strict JSON: {str(error)[:200]}", where) from None
 

@@ -262,6 +262,16 @@ def test_manifest_fields_are_checked(folder: Path, changes: dict):
     assert refusal(folder).code == "manifest_invalid"
 
 
+@pytest.mark.parametrize("value", [b'"\\ud83d"', b"1e999", b'{"\\udfff": 1}'])
+def test_what_could_not_be_written_again_is_no_manifest(folder: Path, value: bytes):
+    """Found by fuzzing: half a character came through, to fail wherever the name is told."""
+    rewrite(folder, metadata={"note": "here"})
+    raw = (folder / MANIFEST).read_bytes()
+    assert parse_manifest(raw).metadata == {"note": "here"}
+    with pytest.raises(RecsysError, match="not strict JSON"):
+        parse_manifest(raw.replace(b'"here"', value))
+
+
 @given(raw=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")))
 def test_no_manifest_bytes_crash_the_parser(raw: bytes):
     with pytest.raises(RecsysError):
