@@ -10,6 +10,7 @@ import numpy as np
 from features.catalogue import DEFAULT_FEATURES
 from features.declaration import (
     AGGREGATES,
+    DENSE_PAIRS,
     TRANSFORMS,
     Declaration,
     HistorySimilarity,
@@ -25,17 +26,19 @@ from features.keys import writable
 from features.plan import StatePlan
 from features.reading import Reading
 from features.schema import FeatureField, FeatureSchema
-from features.similarity import WeighedHistory, count_repeats, write_similarity
+from features.similarity import WeighedHistory, count_repeats, write_dense
 from features.slate import compare_in_slate
 from features.sources import write_source_flags
+from features.stored_similarity import write_stored
 from recsys.dense_products import DenseProducts
-from recsys.events import Float32, Int64
+from recsys.events import Bool, Float32, Int64
 from recsys.pairs import DensePairs, SparsePairs
 from recsys.requests import SOURCES, HistoryBatch, Requests
 
 PairScores = Mapping[str, DensePairs | DenseProducts | SparsePairs]
 
 HISTORY_LIMIT = 150
+_NO_PAIRS = SparsePairs.empty(0)
 
 
 class Features:
@@ -70,11 +73,7 @@ class Features:
         self.plan = StatePlan(state for formula in formulas for state in formula.inputs)
         self._program = Program.of(columns, self.plan)
         self._comparisons = self._comparison_program()
-        self._similarities = [
-            (declaration, self._columns(declaration))
-            for declaration in self.declarations
-            if isinstance(declaration, HistorySimilarity)
-        ]
+        self._similarities = self._ways()
         self._flags = self._flag_columns()
         self._others = [
             (self._place[declaration.columns()[0].name], declaration)
@@ -82,6 +81,11 @@ class Features:
             if isinstance(declaration, RequestScore)
             or (isinstance(declaration, RequestFact) and declaration.fact != "sources")
         ]
+
+    @property
+    def compared_events(self) -> int:
+        """Of how many of the newest events of a history the pair scores are looked at."""
+        return max((declarations[0].limit for declarations, _, _ in self._similarities), default=0)
 
     def build(
         self,
@@ -116,19 +120,22 @@ class Features:
     def _write_similarities(
         self, requests: Requests, history: HistoryBatch, pairs: PairScores, weights: Float32, matrix: Float32
     ) -> None:
-        """Declarations that weigh the history alike share the weights."""
+        """Those that weigh the history alike share the weights, and their stored pairs are read together."""
         strength = weights.astype(np.float64)[history.type_index]
-        weighed: dict[tuple[object, ...], WeighedHistory] = {}
-        for declaration, columns in self._similarities:
-            if declaration.pairs not in pairs:
-                continue
-            way = (declaration.limit, declaration.half_life_days, declaration.place_decay)
-            if way not in weighed:
-                weighed[way] = WeighedHistory.of(declaration, history, strength)
-            table = pairs[declaration.pairs]
-            if isinstance(table, DensePairs):
-                table = DenseProducts.of(table, requests, history)
-            write_similarity(declaration, table, requests, weighed[way], columns, matrix)
+        for declarations, as_mean, columns in self._similarities:
+            weighed = WeighedHistory.of(declarations[0], history, strength)
+            stored = []
+            for place, declaration in enumerate(declarations):
+                table = pairs.get(declaration.pairs, _NO_PAIRS)
+                if isinstance(table, DensePairs):
+                    table = DenseProducts.of(table, requests, history, declaration.limit)
+                if isinstance(table, DenseProducts):
+                    write_dense(table, requests, weighed, as_mean[place], columns[place], matrix)
+                elif declaration.pairs not in DENSE_PAIRS:
+                    stored.append(table)
+            if stored:
+                first = len(declarations) - len(stored)
+                write_stored(stored, requests, weighed, as_mean[first:], columns[first:], matrix)
 
     def to_json(self) -> str:
         """Declarations and history settings, from which `from_json` makes the same features."""
@@ -156,6 +163,24 @@ class Features:
                 for column in declaration.columns()
             ]
         return FeatureSchema(tuple(fields))
+
+    def _ways(self) -> list[tuple[list[HistorySimilarity], Bool, Int64]]:
+        """The similarities that weigh a history alike, dense pairs first; is it a mean; columns, (n, 6)."""
+        ways: dict[tuple[object, ...], list[HistorySimilarity]] = {}
+        for declaration in self.declarations:
+            if isinstance(declaration, HistorySimilarity):
+                way = (declaration.limit, declaration.half_life_days, declaration.place_decay)
+                ways.setdefault(way, []).append(declaration)
+        for alike in ways.values():
+            alike.sort(key=lambda declaration: declaration.pairs not in DENSE_PAIRS)
+        return [
+            (
+                alike,
+                np.array([declaration.weighted == "mean" for declaration in alike]),
+                np.stack([self._columns(declaration) for declaration in alike]),
+            )
+            for alike in ways.values()
+        ]
 
     def _columns(self, similarity: HistorySimilarity) -> Int64:
         """(6,) where each of AGGREGATES goes, -1 nowhere."""

@@ -16,6 +16,8 @@ Key = Literal[
 Stream = Literal["target", "outcome", "click", "negative", "any", "shown", "catalogue"]
 Mark = Literal["count", "first", "last", "created", "categories", "slate_share"]
 Pairs = Literal["text", "als", "item_item", "ease", "transition", "to_outcome", "between_outcomes"]
+DENSE_PAIRS: tuple[Pairs, ...] = ("text", "als")
+"""Those that are given by factors; the others are stored pair by pair."""
 Aggregate = Literal["mean", "max", "top3", "last", "recent", "ordered"]
 Transform = Literal["rank", "ratio", "zscore"]
 HalfLife = float | None

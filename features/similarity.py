@@ -1,8 +1,8 @@
-"""Scores between each candidate and the user's history, aggregated in six ways by two kernels.
+"""Scores between each candidate and the user's history, aggregated in six ways: of dense pairs here.
 
 Aggregates, in the order of `declaration.AGGREGATES`: mean, max, mean of the three highest, the newest
 event's, and two weighted ones. Only history events whose item is known to the scores count. A request without
-any, and a candidate that is unknown, get NaN.
+any, and a candidate that is unknown, get NaN. Stored pairs have kernels of their own in `stored_similarity`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from features.declaration import AGGREGATES, HistorySimilarity
 from features.keys import writable
 from recsys.dense_products import DenseProducts
 from recsys.events import Bool, Float32, Float64, Int32, Int64
-from recsys.pairs import SparsePairs
 from recsys.requests import HistoryBatch, Requests
 
 _DAY_S = 86_400.0
-_WAYS = len(AGGREGATES)
-_SIEVE = 1 << 14
+WAYS = len(AGGREGATES)
 
 
 @dataclass(frozen=True)
@@ -54,32 +51,28 @@ def decay_of(similarity: HistorySimilarity) -> tuple[float, float]:
     return math.log(2) / (similarity.half_life_days * _DAY_S), similarity.place_decay
 
 
-def write_similarity(
-    similarity: HistorySimilarity,
-    pairs: DenseProducts | SparsePairs,
+def write_dense(
+    products: DenseProducts,
     requests: Requests,
     history: WeighedHistory,
+    as_mean: bool,
     columns: Int64,
     matrix: Float32,
 ) -> None:
-    """Write the aggregates of the pair scores into `matrix` (features, rows), where it is NaN so far.
+    """Write the aggregates of dense pair scores into `matrix` (features, rows), where it is NaN so far.
 
     Args:
-        similarity: says whether weighted aggregates are means or sums.
-        pairs: the scores; dense ones are products with the same history.
+        products: of the requests' candidates with the same history.
         requests: candidates.
-        history: what each request may know, oldest first, weighed as `similarity` wants it.
+        history: what each request may know, oldest first, weighed.
+        as_mean: whether weighted aggregates are means, and not sums.
         columns: (6,) where each of AGGREGATES goes, -1 nowhere.
         matrix: float32.
     """
     candidates = (requests.offsets, writable(requests.item_index))
     past = (*history.spans, history.item_index, history.weights)
-    as_mean = similarity.weighted == "mean"
-    if isinstance(pairs, DenseProducts):
-        _dense((pairs.starts, pairs.values, pairs.pairs.known), candidates, past, as_mean, columns, matrix)
-    else:
-        stored = (pairs.offsets, pairs.columns, pairs.values)
-        _sparse(stored, candidates, past, as_mean, columns, matrix)
+    found = (products.begins, products.values, products.pairs.known)
+    _dense(found, candidates, past, as_mean, columns, matrix)
 
 
 @njit(cache=True, nogil=True)
@@ -104,9 +97,10 @@ def weigh_history(
 
 
 @njit(cache=True, nogil=True)
-def _write_weighted(
+def weighted_to(
     by_age: float, age_mass: float, by_place: float, place_mass: float, as_mean: bool, out: Float32
 ) -> None:
+    """Write the two weighted aggregates to out[4:6]."""
     if as_mean:
         out[4] = by_age / age_mass if age_mass > 0 else math.nan
         out[5] = by_place / place_mass if place_mass > 0 else math.nan
@@ -116,7 +110,8 @@ def _write_weighted(
 
 
 @njit(cache=True, nogil=True)
-def _write(found: Float32, columns: Int64, row: int, matrix: Float32) -> None:
+def write_row(found: Float32, columns: Int64, row: int, matrix: Float32) -> None:
+    """Write a row's aggregates to the columns that are wanted."""
     for place in range(len(columns)):
         if columns[place] >= 0:
             matrix[columns[place], row] = found[place]
@@ -145,7 +140,7 @@ def _dense(
     begins, values, known = products
     offsets, items = candidates
     starts, past_offsets, history_items, weights = past
-    found = np.empty(_WAYS, np.float32)
+    found = np.empty(WAYS, np.float32)
     for request in range(len(starts)):
         begin, end = offsets[request], offsets[request + 1]
         events = _known_events(history_items, starts[request], past_offsets[request + 1], known)
@@ -172,8 +167,8 @@ def _dense(
             found[1] = highest[0, row]
             found[2] = top / counted
             found[3] = newest[row]
-            _write_weighted(sums[1, row], age_mass, sums[2, row], place_mass, as_mean, found)
-            _write(found, columns, begin + row, matrix)
+            weighted_to(sums[1, row], age_mass, sums[2, row], place_mass, as_mean, found)
+            write_row(found, columns, begin + row, matrix)
 
 
 @njit(cache=True, nogil=True)
@@ -195,135 +190,6 @@ def _add_event(scores: Float32, by_age: float, by_place: float, sums: Float64, h
         least = second[row] if lower > second[row] else lower
         second[row] = lower if lower > second[row] else second[row]
         third[row] = least if least > third[row] else third[row]
-
-
-@njit(cache=True, nogil=True)
-def _place_of(item: int, slots: Int32, items: Int32, begin: int) -> int:
-    """Where the slot of an item stands, or the free place where it belongs (multiplicative hashing)."""
-    mask = len(slots) - 1
-    place = (item * 0x9E3779B1 >> 15) & mask
-    while slots[place] >= 0 and items[begin + slots[place]] != item:
-        place = (place + 1) & mask
-    return place
-
-
-@njit(cache=True, nogil=True)
-def _slots_of(items: Int32, begin: int, end: int) -> tuple[Int32, NDArray[np.bool_], bool]:
-    """A hash table of the slots 0, 1, ... of these items, a sieve before it, and whether an item repeats.
-
-    Of equal items the first has the slot. The table is at most a quarter full, and no larger for a larger
-    catalogue. The sieve tells which remainders of item numbers occur: most items that are not there fail it.
-    """
-    size, repeats = 16, False
-    while size < 4 * (end - begin):
-        size *= 2
-    slots, sieve = np.full(size, -1, np.int32), np.zeros(_SIEVE, np.bool_)
-    for row in range(begin, end):
-        sieve[items[row] & (_SIEVE - 1)] = True
-        place = _place_of(items[row], slots, items, begin)
-        if slots[place] < 0:
-            slots[place] = row - begin
-        else:
-            repeats = True
-    return slots, sieve, repeats
-
-
-@njit(cache=True, nogil=True)
-def _collect(
-    stored: tuple[Int64, Int32, Float32],
-    history: tuple[Int32, Float64, int, int],
-    candidates: tuple[Int32, Int32, int, NDArray[np.bool_]],
-    sums: Float64,
-) -> tuple[int, float, float]:
-    """Add up the history rows' scores of the candidates into `sums` (candidates, 8).
-
-    Columns: total, highest, second, third, newest, by age, by place, how many. Returns how many history items
-    are known, and their two masses.
-    """
-    offsets, columns, values = stored
-    past, weights, start, stop = history
-    slots, items, begin, sieve = candidates
-    known, age_mass, place_mass = 0, 0.0, 0.0
-    for row in range(stop - 1, start - 1, -1):
-        item = past[row]
-        if not 0 <= item < len(offsets) - 1:
-            continue
-        newest = known == 0
-        known += 1
-        age_mass += weights[row, 0]
-        place_mass += weights[row, 1]
-        for place in range(offsets[item], offsets[item + 1]):
-            if not sieve[columns[place] & (_SIEVE - 1)]:
-                continue
-            slot = slots[_place_of(columns[place], slots, items, begin)]
-            if slot >= 0:
-                score = np.float64(values[place])
-                _take(score, weights[row, 0] * score, weights[row, 1] * score, newest, sums[slot])
-    return known, age_mass, place_mass
-
-
-@njit(cache=True, nogil=True)
-def _take(score: float, by_age: float, by_place: float, newest: bool, total: Float64) -> None:
-    total[0] += score
-    if score > total[1]:
-        total[1], total[2], total[3] = score, total[1], total[2]
-    elif score > total[2]:
-        total[2], total[3] = score, total[2]
-    elif score > total[3]:
-        total[3] = score
-    if newest:
-        total[4] = score
-    total[5] += by_age
-    total[6] += by_place
-    total[7] += 1.0
-
-
-@njit(cache=True, nogil=True)
-def _sparse(
-    stored: tuple[Int64, Int32, Float32],
-    candidates: tuple[Int64, Int32],
-    past: tuple[Int64, Int64, Int32, Float64],
-    as_mean: bool,
-    columns: Int64,
-    matrix: Float32,
-) -> None:
-    """As `_dense` for stored scores, which must not be negative; what is not stored is 0.
-
-    Most candidates have nothing stored with the history: they get the same, all at once.
-    """
-    offsets, items = candidates
-    starts, past_offsets, history_items, weights = past
-    size = len(stored[0]) - 1
-    found = np.zeros(_WAYS, np.float32)
-    for request in range(len(starts)):
-        begin, end = offsets[request], offsets[request + 1]
-        slots, sieve, repeats = _slots_of(items, begin, end)
-        sums = np.zeros((end - begin, 8), np.float64)
-        history = (history_items, weights, starts[request], past_offsets[request + 1])
-        known, age_mass, place_mass = _collect(stored, history, (slots, items, begin, sieve), sums)
-        if known == 0:
-            continue
-        found[:4] = np.float32(0.0)
-        _write_weighted(0.0, age_mass, 0.0, place_mass, as_mean, found)
-        for way in range(len(columns)):
-            if columns[way] >= 0:
-                matrix[columns[way], begin:end] = found[way]
-        for row in range(begin, end):
-            if not 0 <= items[row] < size:
-                found[:] = np.float32(math.nan)
-                _write(found, columns, row, matrix)
-                continue
-            total = sums[row - begin]
-            if repeats:
-                total = sums[slots[_place_of(items[row], slots, items, begin)]]
-            if total[7] == 0.0:
-                continue
-            found[0] = total[0] / known
-            found[1] = total[1]
-            found[2] = (total[1] + total[2] + total[3]) / min(known, 3)
-            found[3] = total[4]
-            _write_weighted(total[5], age_mass, total[6], place_mass, as_mean, found)
-            _write(found, columns, row, matrix)
 
 
 @njit(cache=True, nogil=True)

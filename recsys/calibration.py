@@ -90,7 +90,7 @@ def _write_probabilities(
             continue
         above = np.searchsorted(knots, logit, side="right")
         if above == 0 or above > last:
-            curve = values[min(above, last)]
+            curve = values[0] if above == 0 else values[last]
         else:
             rise = (values[above] - values[above - 1]) / (knots[above] - knots[above - 1])
             curve = rise * (logit - knots[above - 1]) + values[above - 1]

@@ -65,6 +65,10 @@ class FeatureBuilder(Protocol):
     def schema(self) -> Schema:
         """The columns that `build` gives."""
 
+    @property
+    def compared_events(self) -> int:
+        """Of how many of the newest events of a history the pair scores are looked at."""
+
     def build(
         self,
         requests: Requests,
@@ -148,7 +152,8 @@ class Recommender:
         }
         pairs = {name: table for name, table in self.pairs.items() if name != "text"}
         if text:
-            products = DenseProducts.of(self.retriever.text, requests, reading.history)
+            limit = max(self.features.compared_events, self.head.config.history_limit)
+            products = DenseProducts.of(self.retriever.text, requests, reading.history, limit)
             scores["head"] = self.head_scores(requests, reading, products)
             pairs["text"] = products
         return self.features.build(requests, reading, pairs, scores, self.retriever.weights)

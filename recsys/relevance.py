@@ -172,8 +172,8 @@ class RelevanceHead:
 
         `history` holds one range a request. A row's score depends on its request's history and its own
         item alone: not on the other candidates, nor on what else is in the batch. An empty history and
-        an unknown item (-1) are fine. `products` are those of the items' text vectors with this history,
-        where they are there already.
+        an unknown item (-1) are fine. `products` are those of the items' text vectors with the newest events
+        of this history, where they are there already: as many as the head looks at, at least.
         """
         return self.calibration.probability(self.logits(requests, history, items, products))
 
@@ -187,11 +187,11 @@ class RelevanceHead:
         """Uncalibrated log-odds, shape (rows,); without products many requests go block by block."""
         _check_rows(requests, history, items)
         if products is None:
-            newest = newest_events(history, self.config.history_limit)
-            parts = [np.zeros(0, np.float32)]
+            limit, parts = self.config.history_limit, [np.zeros(0, np.float32)]
+            newest = newest_events(history, limit)
             for chosen in blocks(requests.offsets):
                 some, past = requests.take(chosen), newest.take(chosen)
-                parts.append(self.logits(some, past, items, DenseProducts.of(items.text, some, past)))
+                parts.append(self.logits(some, past, items, DenseProducts.of(items.text, some, past, limit)))
             return np.concatenate(parts)
         events = (history.offsets, history.item_index, history.type_index, history.age_s)
         kept, past, bias = weigh_events(*events, self.config.history_limit, self._biases)
@@ -203,7 +203,7 @@ class RelevanceHead:
             past,
             bias,
             products.values,
-            products.starts[:-1] + older * requests.lengths,
+            products.begins + older * requests.lengths,
         )
         out = np.empty(requests.rows, np.float32)
         score_requests(log, items.kernel_items, self._kernel_weights, out)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from features.declaration import AGGREGATES, HistorySimilarity
-from features.similarity import WeighedHistory, write_similarity
+from features.similarity import WeighedHistory, write_dense
 from features.slate import compare_in_slate
+from features.stored_similarity import write_stored
 from recsys.dense_products import DenseProducts
 from recsys.events import lengths_to_offsets
 from recsys.pairs import DensePairs, SparsePairs
@@ -77,10 +78,13 @@ def naive(declaration, table, known, requests, history) -> np.ndarray:
 def similarity(declaration, pairs, requests, history):
     """(rows, 6) what is written for a declaration."""
     out = np.full((len(AGGREGATES), requests.rows), np.nan, np.float32)
-    if isinstance(pairs, DensePairs):
-        pairs = DenseProducts.of(pairs, requests, history)
     weighed = WeighedHistory.of(declaration, history, WEIGHTS.astype(np.float64)[history.type_index])
-    write_similarity(declaration, pairs, requests, weighed, np.arange(len(AGGREGATES)), out)
+    as_mean, columns = declaration.weighted == "mean", np.arange(len(AGGREGATES))
+    if isinstance(pairs, DensePairs):
+        products = DenseProducts.of(pairs, requests, history, declaration.limit)
+        write_dense(products, requests, weighed, as_mean, columns, out)
+    else:
+        write_stored([pairs], requests, weighed, np.array([as_mean]), columns[None], out)
     return out.T
 
 
