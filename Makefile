@@ -3,9 +3,11 @@
 PYTHON ?= $(shell for python in python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
+TARGETS := decoder bundle event_log feature_builder
+SECONDS := 600
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test soak lint format clean
+.PHONY: help demo test soak fuzz lint format clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -18,6 +20,10 @@ test: $(VENV)/.installed-dev  ## install, then run every test (ARGS="-k metrics"
 
 soak: $(VENV)/.installed-dev  ## run the tests that take minutes of load
 	$(VENV)/bin/python -m pytest -m soak
+
+fuzz: $(VENV)/.installed-fuzz  ## fuzz what reads foreign bytes (SECONDS=600 a target, TARGETS="decoder bundle" for some)
+	for target in $(TARGETS); do \
+		$(VENV)/bin/python -m tests.fuzz.run $$target --seconds $(SECONDS) || exit 1; done
 
 lint: $(VENV)/.installed-dev  ## check format, style, types and the direction of imports
 	$(VENV)/bin/ruff format --check .
@@ -49,3 +55,7 @@ $(VENV)/.installed-run: pyproject.toml constraints.txt $(VENV)/.installed-torch
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.installed-torch
 	$(INSTALL) -e ".[dev]"
 	@touch $(VENV)/.installed-run $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev
+	$(INSTALL) -e ".[fuzz]"
+	@touch $@
