@@ -65,9 +65,20 @@ class StatePlan:
         return len(self.states)
 
     @cached_property
-    def of_catalogue(self) -> list[tuple[State, int]]:
-        """The states that no stream updates, with their columns."""
-        return [(state, column) for state, column in self.column.items() if state.stream == "catalogue"]
+    def of_catalogue(self) -> Int64:
+        """(4,) columns of the states that no stream updates, -1 where nobody asked.
+
+        They are the age since creation, how many categories a history has, and the shares of category and
+        subcategory in the slate.
+        """
+        kinds = [("created", "item"), ("categories", "user"), ("slate_share", "category")]
+        kinds += [("slate_share", "subcategory")]
+        found: dict[tuple[str, str], int] = {
+            (state.mark, state.key): column
+            for state, column in self.column.items()
+            if state.stream == "catalogue"
+        }
+        return np.array([found.get(kind, -1) for kind in kinds], np.int64)
 
     @cached_property
     def by_key(self) -> dict[Key, list[Table]]:

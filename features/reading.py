@@ -49,64 +49,80 @@ def fill_catalogue(
     plan: StatePlan, items: ItemTable, requests: Requests, history: HistoryBatch, states: Float32
 ) -> None:
     """Write the rows of `states` (states, rows) that no stream updates: ages, and kinds in past and slate."""
-    for state, column in plan.of_catalogue:
-        if state.mark == "created":
-            write_ages(
-                requests.offsets,
-                requests.timestamp,
-                requests.item_index,
-                items.created_at,
-                states[column],
-            )
-        elif state.mark == "categories":
-            distinct = distinct_codes(history.offsets, history.item_index, items.category, items.most_codes)
-            states[column] = np.repeat(distinct, requests.lengths)
-        elif state.mark == "slate_share":
-            codes = items.category if state.key == "category" else items.subcategory
-            states[column] = shares_in_slate(requests.offsets, requests.item_index, codes, items.most_codes)
+    _fill(
+        plan.of_catalogue,
+        (requests.offsets, requests.timestamp, requests.item_index),
+        (history.offsets, history.item_index),
+        (items.category, items.subcategory, items.created_at, items.most_codes),
+        states,
+    )
 
 
 @njit(cache=True, nogil=True)
-def write_ages(
-    offsets: Int64, timestamp: Float64, item_index: Int32, created_at: Float64, out: Float32
+def _fill(
+    columns: Int64,
+    requests: tuple[Int64, Float64, Int32],
+    history: tuple[Int64, Int32],
+    items: tuple[Int32, Int32, Float64, int],
+    states: Float32,
 ) -> None:
-    """Write the age in days of each row's item at its request's moment into `out` (rows,), NaN if unknown."""
-    for request in range(len(offsets) - 1):
-        for row in range(offsets[request], offsets[request + 1]):
-            item = item_index[row]
-            created = created_at[item] if 0 <= item < len(created_at) else math.nan
-            age = timestamp[request] - created
-            out[row] = (age if not age < 0.0 else 0.0) / DAY_S
+    """Write the columns that `StatePlan.of_catalogue` names."""
+    offsets, moments, candidates = requests
+    past_offsets, past_items = history
+    category, subcategory, created_at, most = items
+    counts = np.zeros(most, np.int64)
+    for request in range(len(moments)):
+        begin, end = offsets[request], offsets[request + 1]
+        mine = candidates[begin:end]
+        if columns[0] >= 0:
+            _write_ages(mine, moments[request], created_at, states[columns[0], begin:end])
+        if columns[1] >= 0:
+            past = past_items[past_offsets[request] : past_offsets[request + 1]]
+            states[columns[1], begin:end] = _count_codes(past, category, counts)
+        if columns[2] >= 0:
+            _write_shares(mine, category, counts, states[columns[2], begin:end])
+        if columns[3] >= 0:
+            _write_shares(mine, subcategory, counts, states[columns[3], begin:end])
 
 
 @njit(cache=True, nogil=True)
-def distinct_codes(offsets: Int64, item_index: Int32, codes: Int32, most: int) -> Int64:
-    """(r,) how many different codes, all below `most`, stand in each range; -1 does not count."""
-    distinct = np.zeros(len(offsets) - 1, np.int64)
-    seen = np.full(most, -1, np.int64)
-    for request in range(len(distinct)):
-        for row in range(offsets[request], offsets[request + 1]):
-            item = item_index[row]
-            code = codes[item] if 0 <= item < len(codes) else -1
-            if code >= 0 and seen[code] != request:
-                seen[code] = request
-                distinct[request] += 1
+def _write_ages(items: Int32, moment: float, created_at: Float64, out: Float32) -> None:
+    """The age of each item in days, 0 for one that is yet to come, NaN where it is not known."""
+    for row in range(len(items)):
+        created = created_at[items[row]] if 0 <= items[row] < len(created_at) else math.nan
+        age = moment - created
+        out[row] = (age if not age < 0.0 else 0.0) / DAY_S
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _code(item: int, codes: Int32) -> int:
+    return int(codes[item]) if 0 <= item < len(codes) else -1
+
+
+@njit(cache=True, nogil=True)
+def _count_codes(items: Int32, codes: Int32, counts: Int64) -> int:
+    """How many different codes these items have; `counts` (codes,) is zeros before and after."""
+    distinct = 0
+    for item in items:
+        code = _code(item, codes)
+        if code >= 0:
+            distinct += counts[code] == 0
+            counts[code] = 1
+    for item in items:
+        if _code(item, codes) >= 0:
+            counts[_code(item, codes)] = 0
     return distinct
 
 
 @njit(cache=True, nogil=True)
-def shares_in_slate(offsets: Int64, item_index: Int32, codes: Int32, most: int) -> Float32:
-    """(rows,) share of its request's rows that have the same code as the row's item; NaN without one."""
-    shares = np.full(len(item_index), np.nan, np.float32)
-    counts = np.zeros(most + 1, np.int64)  # the last place is for no code
-    for request in range(len(offsets) - 1):
-        start, stop = offsets[request], offsets[request + 1]
-        for row in range(start, stop):
-            counts[codes[item_index[row]] if 0 <= item_index[row] < len(codes) else -1] += 1
-        for row in range(start, stop):
-            code = codes[item_index[row]] if 0 <= item_index[row] < len(codes) else -1
-            if code >= 0:
-                shares[row] = counts[code] / (stop - start)
-        for row in range(start, stop):
-            counts[codes[item_index[row]] if 0 <= item_index[row] < len(codes) else -1] = 0
-    return shares
+def _write_shares(items: Int32, codes: Int32, counts: Int64, out: Float32) -> None:
+    """The share of these items that have the code of each, NaN without one; `counts` as in `_count_codes`."""
+    for item in items:
+        if _code(item, codes) >= 0:
+            counts[_code(item, codes)] += 1
+    for row in range(len(items)):
+        code = _code(items[row], codes)
+        out[row] = counts[code] / len(items) if code >= 0 else math.nan
+    for item in items:
+        if _code(item, codes) >= 0:
+            counts[_code(item, codes)] = 0

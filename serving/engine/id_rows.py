@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import repeat
+from operator import itemgetter
 
 import numpy as np
 
@@ -35,6 +36,12 @@ class IdRows:
 
     def find_all(self, ids: Sequence[str | int]) -> Int32:
         """(ids,) rows, likewise."""
+        try:
+            found = itemgetter(*ids)(self._rows) if len(ids) > 1 else ()
+        except KeyError:
+            found = ()
+        if found:  # all are there, and in the form that they have here
+            return np.fromiter(found, np.int32, len(ids))
         keys = ids
         if not set(map(type, ids)) <= {int if self.integers else str}:
             keys = [self._key(each) for each in ids]  # type: ignore[misc]
