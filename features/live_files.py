@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from features.builder import Features
 from features.declaration import Key
 from features.keys import CompositeKeys, ItemTable, KeySpace, PlainKeys
 from features.live_tables import Inlet, LogRows
 from features.streams import StreamWeights
+from recsys.array_files import read_arrays
 from recsys.errors import RecsysError
 
 if TYPE_CHECKING:
@@ -55,15 +56,19 @@ def live_files(live: LiveState) -> dict[str, bytes]:
 def open_live(
     files: Mapping[str, bytes],
 ) -> tuple[Features, ItemTable, StreamWeights, dict[Key, KeySpace], Arrays]:
-    """What a live state is made of, and the arrays to fill it with; see `LiveState.from_files`."""
+    """What a live state is made of, and the arrays to fill it with; see `LiveState.from_files`.
+
+    The arrays lie in the bytes of their file; nothing that is returned beside them does.
+    """
     settings = json.loads(files[SETTINGS])
     if settings["format"] != _FORMAT:
         raise RecsysError("live_state_format", f"format {settings['format']}, expected {_FORMAT}", SETTINGS)
     features = Features.from_json(json.dumps(settings["features"]))
     if features.schema.digest != settings["schema"]:
         raise RecsysError("feature_mismatch", "saved by a version that declares features otherwise", SETTINGS)
-    arrays: Arrays = {name: array.copy() for name, array in load(files[ARRAYS]).items()}
-    items = ItemTable(arrays["items.category"], arrays["items.subcategory"], arrays["items.created_at"])
+    arrays = read_arrays(files, ARRAYS)
+    columns = (arrays[f"items.{name}"].copy() for name in ("category", "subcategory", "created_at"))
+    items = ItemTable(*columns)
     weights = {stream: np.array(weights, np.float64) for stream, weights in settings["weights"].items()}
     return features, items, weights, _spaces(settings["sizes"], arrays), arrays
 
@@ -96,7 +101,7 @@ def _spaces(sizes: Mapping[str, int], arrays: Arrays) -> dict[Key, KeySpace]:
     spaces: dict[Key, KeySpace] = {}
     for key in keys:
         if f"keys.{key}" in arrays:
-            spaces[key] = CompositeKeys(arrays[f"keys.{key}"])
+            spaces[key] = CompositeKeys(arrays[f"keys.{key}"].copy())
         elif key in sizes:
             spaces[key] = PlainKeys(sizes[key])
     return spaces

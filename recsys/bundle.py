@@ -1,59 +1,66 @@
 """A model bundle: one folder of data files and the manifest that says what each of them must be.
 
 Everything here is names, bytes and digests. What is verified is what is parsed: `read_bundle` reads each
-file once, checks it, and hands out those same bytes. No file of a bundle is ever opened by a component, and
-none of them can run code: only data formats are let in. A LightGBM text must not reach its parser before
-that (a damaged one kills the process), which is why nothing here parses a model.
+file once, checks it, and hands out those same bytes; `read_to_load` does so for a reader that takes them.
+No file of a bundle is ever opened by a component, and none of them can run code: only data formats are let
+in. A LightGBM text must not reach its parser before that (a damaged one kills the process), which is why
+nothing here parses a model.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import os
-import re
 import secrets
 import shutil
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from recsys.array_files import Handover
+from recsys.bundle_files import (
+    EXTENSIONS,
+    LONGEST_NAME,
+    MANIFEST,
+    SIGNATURE,
+    FileEntry,
+    check_content,
+    check_name,
+    list_tree,
+    read_file,
+    read_verified,
+    read_verified_array,
+)
 from recsys.errors import EXIT_NO_INPUT, RecsysError
 from recsys.golden import GOLDEN, Golden
 from recsys.storage import json_bytes, parse_json, storage_error, sync_folder, write_synced
 
-MANIFEST = "manifest.json"
-SIGNATURE = "manifest.sig"
-"""The one file that may lie beside what the manifest lists: it signs the manifest, so it cannot be in it."""
+__all__ = [
+    "ENCODER",
+    "EXTENSIONS",
+    "LONGEST_NAME",
+    "MANIFEST",
+    "SIGNATURE",
+    "Bundle",
+    "Manifest",
+    "parse_manifest",
+    "program_version",
+    "read_bundle",
+    "read_manifest",
+    "read_to_load",
+    "write_bundle",
+]
 
 FORMAT_VERSION = 1
-EXTENSIONS = frozenset({".json", ".safetensors", ".npy", ".parquet", ".txt", ".xml", ".bin"})
 ENCODER = "encoder"
 """`kind` in the metadata of a bundle that holds a text encoder and nothing else."""
 
-LONGEST_NAME = 200
 LARGEST_MANIFEST = 4 * 2**20
 LARGEST_SIGNATURE = 4096
-CODE_FILES = frozenset({"modules.json"})
-CODE_KEYS = frozenset({"auto_map", "_attn_implementation_internal", "trust_remote_code", "loader_module"})
-
-_NAME = re.compile(r"[A-Za-z0-9._/-]+")
-_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class FileEntry(BaseModel):
-    """What one file must be: the SHA-256 of its bytes and their number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    sha256: _Digest
-    size: Annotated[int, Field(ge=0)]
 
 
 class Manifest(BaseModel):
@@ -156,15 +163,47 @@ def read_bundle(folder: Path) -> Bundle:
             another special file, a missing or extra file; `artifact_policy_violation` for a file type that
             could hold code; `digest_mismatch`, with both digest prefixes, for other bytes than promised.
     """
-    names = _list_tree(folder)
+    raw, manifest, names = _open_manifest(folder)
+    files = {name: read_verified(folder, name, entry) for name, entry in sorted(manifest.files.items())}
+    return _bundle(folder, raw, manifest, names, MappingProxyType(files))
+
+
+def read_to_load(folder: Path) -> Bundle:
+    """Likewise, to build one model of it: `files` is a `Handover`, whose tables go as they are used.
+
+    So nobody holds a table twice, as the bytes of its file and as numbers.
+    """
+    raw, manifest, names = _open_manifest(folder)
+    files = {name: read_verified_array(folder, name, entry) for name, entry in sorted(manifest.files.items())}
+    return _bundle(folder, raw, manifest, names, Handover(files))
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of a folder and the digest of the bundle that it promises; none of its files is read.
+
+    Raises:
+        RecsysError: `manifest_invalid` or `artifact_policy_violation`, as `read_bundle`.
+    """
+    raw, manifest, _ = _open_manifest(folder)
+    return manifest, hashlib.sha256(raw).hexdigest()
+
+
+def _open_manifest(folder: Path) -> tuple[bytes, Manifest, set[str]]:
+    """The manifest as it was read and as it was parsed, and the names of all files, which it lists."""
+    names = list_tree(folder)
     if MANIFEST not in names:
         raise RecsysError("manifest_invalid", "no manifest.json", str(folder), exit_code=EXIT_NO_INPUT)
-    raw = _read_file(folder, MANIFEST, LARGEST_MANIFEST)
+    raw = read_file(folder, MANIFEST, LARGEST_MANIFEST)
     manifest = parse_manifest(raw)
     _check_names_match(names - {MANIFEST, SIGNATURE}, set(manifest.files))
-    files = {name: _read_verified(folder, name, entry) for name, entry in sorted(manifest.files.items())}
-    signature = _read_file(folder, SIGNATURE, LARGEST_SIGNATURE) if SIGNATURE in names else None
-    return Bundle(manifest, MappingProxyType(files), hashlib.sha256(raw).hexdigest(), raw, signature)
+    return raw, manifest, names
+
+
+def _bundle(
+    folder: Path, raw: bytes, manifest: Manifest, names: set[str], files: Mapping[str, bytes]
+) -> Bundle:
+    signature = read_file(folder, SIGNATURE, LARGEST_SIGNATURE) if SIGNATURE in names else None
+    return Bundle(manifest, files, hashlib.sha256(raw).hexdigest(), raw, signature)
 
 
 def parse_manifest(raw: bytes) -> Manifest:
@@ -192,7 +231,7 @@ def program_version() -> str:
 def _describe(files: Mapping[str, bytes], metadata: Mapping[str, Any]) -> Manifest:
     _check_names(files)
     for name, data in files.items():
-        _check_content(name, data)
+        check_content(name, data)
     known = {name: metadata[name] for name in ("name", "as_of", "feature_schema")}
     golden = metadata.get("golden", GOLDEN if GOLDEN in files else None)
     entries = {
@@ -209,20 +248,10 @@ def _describe(files: Mapping[str, bytes], metadata: Mapping[str, Any]) -> Manife
 def _check_names(names: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
-        _check_name(name)
+        check_name(name)
         twin = seen.setdefault(name.casefold(), name)
         if twin != name or name.casefold() == MANIFEST:
             raise RecsysError("manifest_invalid", f"two files of one name: {name}", twin)
-
-
-def _check_name(name: str) -> None:
-    parts = name.split("/")
-    plain = _NAME.fullmatch(name) is not None and len(name) <= LONGEST_NAME
-    if not plain or any(part in ("", ".", "..") for part in parts):
-        raise RecsysError("manifest_invalid", f"file name not allowed: {name[:80]!r}", MANIFEST)
-    if PurePosixPath(name).suffix not in EXTENSIONS or parts[-1] in CODE_FILES:
-        allowed = " ".join(sorted(EXTENSIONS))
-        raise RecsysError("artifact_policy_violation", f"only data files are let in ({allowed})", name)
 
 
 def _check_names_match(present: set[str], listed: set[str]) -> None:
@@ -230,77 +259,6 @@ def _check_names_match(present: set[str], listed: set[str]) -> None:
         raise RecsysError("manifest_invalid", "file is not in the manifest:", extra[0])
     if missing := sorted(listed - present):
         raise RecsysError("manifest_invalid", "file of the manifest is missing:", missing[0])
-
-
-def _check_content(name: str, data: bytes) -> None:
-    """Refuse the two allowed types that can still ask a careless loader to run something."""
-    if name.endswith(".npy") and _holds_objects(data):
-        raise RecsysError("artifact_policy_violation", "not a plain array of numbers", name)
-    if PurePosixPath(name).name == "config.json":
-        document = parse_json(data, name)
-        if found := sorted(CODE_KEYS & set(document if isinstance(document, dict) else ())):
-            raise RecsysError("artifact_policy_violation", f"asks for code with {found[0]!r}", name)
-
-
-def _holds_objects(data: bytes) -> bool:
-    """Whether an npy file holds Python objects, or is no npy file of format 1 or 2 at all."""
-    stream = io.BytesIO(data)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        _, _, dtype = readers[np.lib.format.read_magic(stream)](stream)
-    except (ValueError, KeyError):
-        return True
-    return bool(dtype.hasobject)
-
-
-def _list_tree(folder: Path) -> set[str]:
-    """Names of all files below `folder`; refuses links and special files."""
-    found: set[str] = set()
-    for place, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
-            path = Path(place, name)
-            relative = path.relative_to(folder).as_posix()
-            _check_plain(path.lstat(), relative)
-            if name in files:
-                if relative not in (MANIFEST, SIGNATURE):
-                    _check_name(relative)
-                found.add(relative)
-    return found
-
-
-def _check_plain(status: os.stat_result, name: str) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        return
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise RecsysError("manifest_invalid", "links and special files are not allowed:", repr(name[:80]))
-
-
-def _read_file(folder: Path, name: str, limit: int) -> bytes:
-    """The bytes of one plain file; refuses one of more than `limit` bytes without reading it all."""
-    try:
-        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise RecsysError("manifest_invalid", f"cannot be opened ({error.strerror}):", name) from error
-    with os.fdopen(descriptor, "rb") as file:
-        _check_plain(os.fstat(file.fileno()), name)
-        data = file.read(limit + 1)
-    if name in (MANIFEST, SIGNATURE) and len(data) > limit:
-        raise RecsysError("manifest_invalid", f"larger than {limit} bytes", name)
-    return data
-
-
-def _read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
-    data = _read_file(folder, name, entry.size)
-    digest = hashlib.sha256(data).hexdigest()
-    if len(data) != entry.size or digest != entry.sha256:
-        size = "more" if len(data) > entry.size else str(len(data))
-        raise RecsysError(
-            "digest_mismatch",
-            f"expected {entry.sha256[:12]} ({entry.size} bytes), actual {digest[:12]} ({size}) in",
-            name,
-        )
-    _check_content(name, data)
-    return data
 
 
 def _write_tree(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.collaborative import Collaborative
@@ -30,6 +31,8 @@ from recsys.sequence import SequenceModel
 from recsys.storage import json_bytes, parse_json
 from recsys.text.embeddings import ItemEmbeddings
 from recsys.transitions import Covisitation, transitions_from_files, transitions_to_files
+
+Table = TypeVar("Table", bound=NDArray[Any])
 
 ITEMS_FILE, USERS_FILE, SETTINGS_FILE = "items.parquet", "users.parquet", "settings.json"
 
@@ -168,15 +171,36 @@ def with_room(recommender: Recommender, spare: int) -> Recommender:
 
     All tables by item are fresh arrays, so that `Recommender.settle` can write into them.
     """
-    known, nothing = len(recommender.category), np.full(spare, -1, np.int32)
-    items = np.concatenate([np.arange(known, dtype=np.int32), nothing])
-    retriever = _over_items(recommender.retriever, items, _rows(recommender.retriever.embeddings, items))
-    popularity = retriever.popularity
-    first_seen = np.concatenate([popularity.first_seen, np.full(spare, np.inf)])
+    retriever, popularity = recommender.retriever, recommender.retriever.popularity
+    collaborative, covisitation = retriever.collaborative, retriever.covisitation
+    sequence, embeddings = retriever.sequence, _grown(retriever.embeddings, spare, 0.0)
+    average = sequence.bias.mean() if len(sequence) else 0.0
     return replace(
         recommender,
-        retriever=replace(retriever, popularity=replace(popularity, first_seen=first_seen, _latest=None)),
-        category=np.concatenate([recommender.category, nothing]),
+        retriever=replace(
+            retriever,
+            collaborative=replace(
+                collaborative,
+                factors=_grown(collaborative.factors, spare, 0.0),
+                item_item=_lengthened(collaborative.item_item, spare),
+                ease=_lengthened(collaborative.ease, spare),
+            ),
+            transitions=_lengthened(retriever.transitions, spare),
+            covisitation=Covisitation(
+                _lengthened(covisitation.to_outcome, spare), _lengthened(covisitation.between_outcomes, spare)
+            ),
+            sequence=replace(
+                sequence,
+                learned=_grown(sequence.learned, spare, 0.0),
+                bias=_grown(sequence.bias, spare, average),
+                embeddings=embeddings,
+            ),
+            embeddings=embeddings,
+            popularity=replace(
+                popularity, first_seen=_grown(popularity.first_seen, spare, np.inf), _latest=None
+            ),
+        ),
+        category=_grown(recommender.category, spare, -1),
     )
 
 
@@ -214,6 +238,18 @@ def _rows(matrix: Float32, rows: Int32) -> Float32:
     return out
 
 
+def _grown(table: Table, spare: int, value: float) -> Table:
+    """A fresh table of the same rows, with `spare` more of `value` behind them."""
+    grown = np.empty((len(table) + spare, *table.shape[1:]), table.dtype)
+    grown[: len(table)], grown[len(table) :] = table, value
+    return cast("Table", grown)
+
+
+def _lengthened(pairs: SparsePairs, spare: int) -> SparsePairs:
+    """The same pairs, with `spare` more items that have none."""
+    return replace(pairs, offsets=_grown(pairs.offsets, spare, int(pairs.offsets[-1])))
+
+
 def _known(known: Bool, rows: Int32) -> Bool:
     out = np.zeros(len(rows), np.bool_)
     out[rows >= 0] = known[rows[rows >= 0]]
@@ -224,8 +260,7 @@ def _relabelled(pairs: SparsePairs, rows: Int32) -> SparsePairs:
     """The same pair scores where new row i is old row rows[i]; -1 has no pairs."""
     old = len(pairs)
     if np.array_equal(rows[:old], np.arange(old)) and (rows[old:] < 0).all():
-        ends = np.full(len(rows) - old, pairs.offsets[-1])
-        return replace(pairs, offsets=np.concatenate([pairs.offsets, ends]))
+        return _lengthened(pairs, len(rows) - old)
     new = np.flatnonzero(rows >= 0)
     shape = (len(rows), len(pairs))
     pick = sparse.csr_matrix((np.ones(len(new), np.float32), (new, rows[new])), shape=shape)

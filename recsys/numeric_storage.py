@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load
 
+from recsys.array_files import read_arrays
 from recsys.errors import RecsysError
 from recsys.events import Float32
 
@@ -96,13 +96,13 @@ def from_arrays(arrays: Arrays, name: str) -> Float32:
 
 
 def load_arrays(files: Mapping[str, bytes], file: str, code: str) -> dict[str, NDArray[Any]]:
-    """The arrays of one safetensors file.
+    """The arrays of one safetensors file; see `array_files.read_arrays`.
 
     Raises:
         RecsysError: `code` where the file is missing or damaged.
     """
     try:
-        return dict(load(files[file]))
+        return read_arrays(files, file)
     except (KeyError, SafetensorError) as error:
         raise RecsysError(code, f"the file does not load: {error}", file) from error
 

@@ -84,11 +84,11 @@ class SparsePairs:
         offsets, columns = (_row_numbers(arrays, f"{name}_{part}") for part in ("offsets", "columns"))
         values = numeric_storage.from_arrays(arrays, f"{name}_values")
         whole = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == len(columns)
-        if not whole or (np.diff(offsets) < 0).any() or values.shape != columns.shape:
+        if not whole or (offsets[1:] < offsets[:-1]).any() or values.shape != columns.shape:
             raise RecsysError("pairs_invalid", "offsets, columns and values contradict each other:", name)
         if len(columns) and not 0 <= columns.min() <= columns.max() < len(offsets) - 1:
             raise RecsysError("pairs_invalid", "a column is outside the items:", name)
-        return cls(offsets, columns.astype(np.int32), values)
+        return cls(offsets.astype(np.int64), _as_int32(columns), values)
 
     @cached_property
     def csr(self) -> sparse.csr_matrix:
@@ -124,11 +124,16 @@ def _narrowed(index: NDArray[Any]) -> NDArray[Any]:
     return index.astype(np.min_scalar_type(int(index.max(initial=0))))
 
 
-def _row_numbers(arrays: Mapping[str, NDArray[Any]], name: str) -> Int64:
+def _row_numbers(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
     index = arrays.get(name)
     if index is None or index.ndim != 1 or index.dtype.kind not in "iu":
         raise RecsysError("pairs_invalid", "no list of row numbers:", name)
-    return index.astype(np.int64)
+    return index
+
+
+def _as_int32(columns: NDArray[Any]) -> Int32:
+    """The same numbers, all below 2**31; in place where they have that width already."""
+    return columns.view(np.int32) if columns.dtype == np.uint32 else columns.astype(np.int32, copy=False)
 
 
 def known_rows(factors: Float32) -> Bool:

@@ -20,6 +20,7 @@ from recsys.model import Model, with_room
 from recsys.requests import DAY_S
 from recsys.reranking import Reranker, RerankingConfig
 from recsys.scorer import Scorer
+from recsys.text.embeddings import ItemEmbeddings
 from recsys.text.item_text import item_text
 from recsys.text.loading import load_encoder
 from recsys.text.runtime import Encoder
@@ -96,7 +97,10 @@ class LiveModel:
         state = LiveState.from_files(bundle.files)
         model = Model.from_files(bundle.files, state.features)
         room = max(ROOM, len(model.catalogue) // 8)
-        model = replace(model, recommender=with_room(model.recommender, room))
+        roomy = with_room(model.recommender, room)
+        model = replace(
+            model, recommender=roomy, embeddings=ItemEmbeddings.empty()
+        )  # the roomy one has its own
         scorer = Scorer(model, state, bundle.manifest.as_of)
         if (golden := bundle.golden()) is not None:
             found = scorer.score(

@@ -24,7 +24,7 @@ from typing import Annotated, Protocol
 from msgspec import DecodeError, Meta, Struct
 from msgspec.json import decode, encode
 
-from recsys.bundle import Bundle, program_version, read_bundle
+from recsys.bundle import Bundle, program_version, read_to_load
 from recsys.errors import EXIT_CONFIG, EXIT_UNAVAILABLE, RecsysError
 from recsys.storage import storage_error, write_atomic
 from recsys.versions import Version
@@ -120,10 +120,10 @@ class CachedBundles:
         """A copy that lies here, verified.
 
         Raises:
-            RecsysError: of `read_bundle`; `digest_mismatch` for another bundle than its name says.
+            RecsysError: of `read_to_load`; `digest_mismatch` for another bundle than its name says.
         """
         folder = self.path(digest)
-        bundle = read_bundle(folder)
+        bundle = read_to_load(folder)
         if bundle.digest != digest:
             what = f"expected {digest[:12]}, actual {bundle.digest[:12]} in the cached copy"
             raise RecsysError("digest_mismatch", what, folder.name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from recsys.bundle import Bundle, read_bundle
+from recsys.bundle import Bundle, read_manifest, read_to_load
 from recsys.errors import RecsysError
 from recsys.versions import Version, parse_model_uri
 from serving.lifecycle.cached_bundles import CachedBundles, Registry
@@ -46,7 +46,7 @@ class Source(Protocol):
         ...
 
     def fetch(self, candidate: Candidate) -> tuple[Bundle, Path]:
-        """Its verified bundle, and the folder where it lies; raises RecsysError."""
+        """Its verified bundle, to build one model of, and the folder where it lies; raises RecsysError."""
         ...
 
 
@@ -101,13 +101,13 @@ class FolderSource:
         """A folder needs nothing."""
 
     def resolve(self) -> Candidate:
-        """Reads the whole bundle."""
-        bundle = read_bundle(self._folder)
-        return Candidate(ModelName(name=bundle.manifest.name, version=0), bundle.digest)
+        """Reads the manifest alone: this is asked every few seconds."""
+        manifest, digest = read_manifest(self._folder)
+        return Candidate(ModelName(name=manifest.name, version=0), digest)
 
     def fetch(self, candidate: Candidate) -> tuple[Bundle, Path]:
         """Raises RecsysError `digest_mismatch` where it has been replaced meanwhile."""
-        bundle = read_bundle(self._folder)
+        bundle = read_to_load(self._folder)
         if bundle.digest != candidate.digest:
             raise RecsysError("digest_mismatch", "the folder was replaced while it was read:", self.uri)
         return bundle, self._folder

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.bundle import MANIFEST, parse_manifest, read_bundle, write_bundle
+from recsys.bundle import MANIFEST, parse_manifest, read_bundle, read_manifest, read_to_load, write_bundle
 from recsys.errors import EXIT_IO, RecsysError
 from recsys.golden import GOLDEN, Golden, check_golden
 
@@ -40,8 +40,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path) -> RecsysError:
+    """Of both ways to read a bundle, which is the same."""
     with pytest.raises(RecsysError) as caught:
         read_bundle(folder)
+    with pytest.raises(RecsysError) as other:
+        read_to_load(folder)
+    assert str(other.value) == str(caught.value)
     return caught.value
 
 
@@ -62,6 +66,20 @@ def test_what_is_written_is_read(folder: Path):
     assert golden.score == [0.25, -0.5]
     with pytest.raises(TypeError):
         bundle.files["ranker.txt"] = b""  # type: ignore[index]
+
+
+def test_what_is_read_to_load_is_the_same_bundle(folder: Path):
+    bundle, other = read_bundle(folder), read_to_load(folder)
+    assert dict(other.files) == small_files()
+    assert (other.manifest, other.digest) == (bundle.manifest, bundle.digest) == read_manifest(folder)
+
+
+def test_a_manifest_is_read_without_the_files(folder: Path):
+    (folder / "ranker.txt").write_bytes(b"damaged")
+    assert read_manifest(folder)[0].name == METADATA["name"]
+    (folder / "extra.json").write_bytes(b"{}")
+    with pytest.raises(RecsysError, match="manifest_invalid"):
+        read_manifest(folder)
 
 
 def test_same_content_gives_same_digest(folder: Path, tmp_path: Path):
