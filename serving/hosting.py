@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +70,13 @@ class Station:
     """One model that answers, with what brings it in and watches it."""
 
     def __init__(
-        self, uri: str, role: str, settings: HostSettings, told: tuple[Meters, LineLog], events: EventLog
+        self,
+        uri: str,
+        role: str,
+        settings: HostSettings,
+        told: tuple[Meters, LineLog],
+        events: EventLog,
+        pause: Callable[[], Awaitable[None]],
     ) -> None:
         """Open what the model comes from; nothing is fetched yet.
 
@@ -80,6 +86,7 @@ class Station:
             settings: of the server.
             told: hear of changes.
             events: the log that it follows.
+            pause: lets requests have their turn between events.
 
         Raises:
             RecsysError: `model_uri_invalid`, `cache_unsafe`; of `load_public_keys`.
@@ -90,7 +97,7 @@ class Station:
         changes = ModelChanges(self.slot, supply, self._report, events)
         self.watch = ModelWatch(changes, supply, settings.watch)
         # Each station has its own: one that is far behind, or whose encoder hangs, holds up no other.
-        self.follower = Follower(events, [self.slot], told[1].failure)
+        self.follower = Follower(events, [self.slot], told[1].failure, pause)
         self._embedding = TextEmbedding([self.slot], told[1].failure)
 
     @property
@@ -140,15 +147,18 @@ class Host:
         Raises:
             RecsysError: of `Station`.
         """
-        self._main = Station(settings.model, MAIN, settings, (meters, log), events)
+        self.turns = Turns(settings.server.most_waiting, settings.server.deadline_s)
+
+        def station(uri: str, role: str) -> Station:
+            return Station(uri, role, settings, (meters, log), events, self.turns.lull)
+
+        self._main = station(settings.model, MAIN)
         self._stations = [self._main]
         if settings.experiment is not None:
-            treatment = _treatment(settings.model, settings.experiment)
-            self._stations.append(Station(treatment, "treatment", settings, (meters, log), events))
-        self.turns = Turns(settings.server.most_waiting, settings.server.deadline_s)
+            self._stations.append(station(_treatment(settings.model, settings.experiment), "treatment"))
         self._shadow: Shadow | None = None
         if settings.shadow is not None:
-            self._stations.append(Station(settings.shadow, "shadow", settings, (meters, log), events))
+            self._stations.append(station(settings.shadow, "shadow"))
             self._shadow = Shadow(self._stations[-1].slot, lambda: self.turns.is_busy, settings.shadowing)
         self._events, self._writer = events, EventWriter(events)
         self._settings, self._meters, self._log = settings, meters, log
@@ -161,7 +171,7 @@ class Host:
         return Parts(
             main=Watched(self._main.slot, self._observer()),
             challenge=None if experiment is None else (experiment, self._stations[1].watched),
-            intake=EventIntake(self._writer, self._hear, server),
+            intake=EventIntake(self._writer, self._hear, server, self.turns.lull),
             admin=Admin(
                 reload=self._main.watch.reload,
                 rollback=self._main.watch.rollback,

@@ -98,7 +98,8 @@ class EventWriter:
             self._waiting += len(records)
             self._events += len(records)
             self._bytes += job.size
-            self._changed.notify()
+            if len(self._jobs) == 1 or self._is_full():  # else it waits for more, and need not be woken
+                self._changed.notify()
         return future
 
     def close(self) -> None:

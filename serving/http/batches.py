@@ -20,7 +20,7 @@ from serving.http.metarank import MetarankEvent, event_document
 from serving.messages import KINDS, MOST_EVENTS, Event, InteractionEvent, Rejected
 from serving.problems import Refusal
 
-PIECE = 50
+PIECE = 25
 LONGEST_WHY = 200
 
 Checked = tuple[int, Event, Record]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from time import perf_counter
@@ -31,11 +31,25 @@ class EventIntake:
     """Takes batches for one event log."""
 
     def __init__(
-        self, writer: EventWriter, hear: Hear, settings: ServerSettings, window: Window | None = None
+        self,
+        writer: EventWriter,
+        hear: Hear,
+        settings: ServerSettings,
+        pause: Callable[[], Awaitable[None]],
+        window: Window | None = None,
     ) -> None:
-        """Take the log's writer, and whoever hears of accepted events: in the loop, before the client."""
+        """Put it together.
+
+        Args:
+            writer: of the log.
+            hear: of accepted events: in the loop, before the client.
+            settings: the limits.
+            pause: lets others have their turn, between two pieces.
+            window: moments that are taken.
+        """
         self._writer = writer
         self._hear = hear
+        self._pause = pause
         self._most, self._limit_s = settings.most_batches, settings.events_s
         self._window = window
         self._batches = 0
@@ -73,6 +87,7 @@ class EventIntake:
         try:
             while True:
                 async with self._piece:
+                    await self._pause()
                     begin = perf_counter()
                     values = next(waiting, None)
                     if values is None:
@@ -118,4 +133,5 @@ class EventIntake:
 
 
 async def _rest(spent_s: float) -> None:
-    await asyncio.sleep(spent_s * (1 / SHARE - 1) if spent_s > LONG_S else 0)
+    if spent_s > LONG_S:
+        await asyncio.sleep(spent_s * (1 / SHARE - 1))

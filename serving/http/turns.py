@@ -18,6 +18,7 @@ HUGE_BODY = 2**17
 """Bytes of a body from which on its work is kept to a share of the time."""
 SHARE = 0.2
 MOST_HUGE = 32
+LULL_S = 0.005
 _MEMORY = 0.1
 
 T = TypeVar("T")
@@ -45,6 +46,16 @@ class Turns:
 
     def __len__(self) -> int:
         return len(self._line)
+
+    async def lull(self) -> None:
+        """Wait for a moment in which nobody wants a turn, so that what can wait holds nobody up.
+
+        Where there is none, as at full load, it ends after `LULL_S`.
+        """
+        end = perf_counter() + LULL_S
+        await asyncio.sleep(0)
+        while self._taken and perf_counter() < end:
+            await asyncio.sleep(0)
 
     async def run(self, work: Callable[[], T], size: int) -> T:
         """Run `work` when its turn has come.

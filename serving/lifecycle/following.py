@@ -7,7 +7,7 @@ in one order, and also from other servers that write to the same log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,20 +21,35 @@ from serving.messages import Event
 
 BATCH = 256
 SLICE = 16
-"""So many events are applied before the loop looks at its sockets again."""
+"""So many events are applied before others have their turn."""
 PERIOD_S = 0.25
 """The log is looked at so often also when nobody says that there is something new."""
 LIMIT_S = 10.0
+
+
+async def _next_round() -> None:
+    await asyncio.sleep(0)
 
 
 class Follower:
     """Shows the current model of each slot what the log holds behind its `sequence`."""
 
     def __init__(
-        self, log: Log, slots: Sequence[ModelSlot], failed: Callable[[str, BaseException], None]
+        self,
+        log: Log,
+        slots: Sequence[ModelSlot],
+        failed: Callable[[str, BaseException], None],
+        pause: Callable[[], Awaitable[None]] = _next_round,
     ) -> None:
-        """Take the log, the slots, and whoever hears of a log that cannot be read."""
-        self._log, self._slots, self._failed = log, slots, failed
+        """Take the log and the slots.
+
+        Args:
+            log: is read from where the slots stand.
+            slots: whose models follow.
+            failed: hears of a log that cannot be read.
+            pause: lets others have their turn.
+        """
+        self._log, self._slots, self._failed, self._pause = log, slots, failed, pause
         self._worker = Worker("events")
         self._new = asyncio.Event()
 
@@ -69,8 +84,10 @@ class Follower:
         for place, (event, sequence) in enumerate(found):
             for slot in self._slots:
                 slot.apply(event, sequence)
-            if place % SLICE == SLICE - 1:
-                await asyncio.sleep(0)
+            if place % SLICE == SLICE - 1 or place == len(found) - 1:
+                for slot in self._slots:
+                    slot.settle()
+                await self._pause()
         return len(found)
 
     def _read(self, after: int) -> list[tuple[Event | None, int]]:

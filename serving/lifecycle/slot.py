@@ -81,6 +81,11 @@ class ModelSlot:
         else:
             self.failed += not show(self._current, event, sequence)
 
+    def settle(self) -> None:
+        """Have the current model put what it was shown into its tables, before a request has to wait for that."""
+        if self._current is not None:
+            self._current.state.settle()
+
     def keep_events(self) -> None:
         """Keep what comes from now on for a model that is being caught up."""
         self._kept = deque(maxlen=MOST_KEPT)

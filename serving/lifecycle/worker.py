@@ -6,9 +6,12 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+IDLE_S = 5.0
+"""A thread without calls ends after so long: whoever starts one is held up until it runs."""
 
 
 class Worker:
@@ -18,6 +21,9 @@ class Worker:
         """Name the threads."""
         self._name = name
         self._busy = False
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._turn = threading.Lock()  # of handing a call over, and of ending for want of calls
+        self._is_running = False
 
     async def run(self, call: Callable[[], T], limit_s: float, late: Exception) -> T:
         """What `call` gives or raises, from another thread.
@@ -47,9 +53,29 @@ class Worker:
             with suppress(RuntimeError):  # the loop is gone
                 loop.call_soon_threadsafe(settle, result, raised)
 
-        threading.Thread(target=work, name=self._name, daemon=True).start()
+        self._hand_over(work)
         try:
             async with asyncio.timeout(limit_s):  # wait_for of Python 3.11 can lose a cancellation
                 return await done
         except TimeoutError as error:
             raise late from error
+
+    def _hand_over(self, work: Callable[[], None]) -> None:
+        with self._turn:
+            self._calls.put(work)
+            starts, self._is_running = not self._is_running, True
+        if starts:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                call = self._calls.get(timeout=IDLE_S)
+            except Empty:
+                with self._turn:
+                    if self._calls.empty():
+                        self._is_running = False
+                        return
+                continue
+            call()
+            del call  # it holds what it made
