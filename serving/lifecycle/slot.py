@@ -82,7 +82,7 @@ class ModelSlot:
             self.failed += not show(self._current, event, sequence)
 
     def settle(self) -> None:
-        """Have the current model put what it was shown into its tables, before a request has to wait for that."""
+        """Have the current model put what it was shown into its tables: else a request waits for that."""
         if self._current is not None:
             self._current.state.settle()
 
