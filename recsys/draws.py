@@ -11,7 +11,6 @@ import zlib
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
 
 from recsys.events import Float64, Int64
 
@@ -42,6 +41,8 @@ class Draws:
 
     def normal(self, stream: str, *keys: ArrayLike) -> Float64:
         """Standard normal numbers."""
+        from scipy.special import ndtri  # a server that draws uniform numbers alone starts without it
+
         return np.asarray(ndtri(self.uniform(stream, *keys)), np.float64)
 
     def integers(self, high: int, stream: str, *keys: ArrayLike) -> Int64:

@@ -14,6 +14,7 @@ from typing import Any
 import dataframely as dy
 import polars as pl
 
+from recsys.dataset import MAX_ID_BYTES
 from recsys.errors import RecsysError
 
 ITEMS = "items"
@@ -45,7 +46,6 @@ ROW = "row"
 REASON = "reason"
 """Why a row is in the quarantine; the first reason where there are several."""
 
-MAX_ID_BYTES = 512
 MAX_POSITION = 32_767
 EARLIEST = 631_152_000.0
 """1990-01-01 UTC in epoch seconds, the first moment that a log may hold."""

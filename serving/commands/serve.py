@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Of numerical libraries, read when they are imported: products of one request are too small to share."""
+_HUGE_PAGES = "NUMPY_MADVISE_HUGEPAGE"
+"""Off: pages of 2 MiB are what a virtual machine gives back to its host, and it waits to get them again."""
 
 
 def serve(
@@ -72,7 +75,7 @@ def serve(
     """Answer rank calls and take events over HTTP, with the version that an alias points to."""
     place = home_folder(home)
     _prepare_libraries(place)
-    with _serve_extra():
+    with _serve_extra(), _no_collections():
         from serving.commands.serve_settings import read_settings
         from serving.hosting import HostSettings
     options = (("host", host), ("port", port), ("admin_port", admin_port), ("keys_file", keys))
@@ -104,19 +107,21 @@ def _prepare_libraries(home: Path) -> None:
     """Settings that are read when the libraries are imported."""
     for variable in _THREADS:
         os.environ.setdefault(variable, "1")
+    os.environ.setdefault(_HUGE_PAGES, "0")
     if not os.access(Path(__file__).parent, os.W_OK):  # numba would keep its kernels beside the sources
         os.environ.setdefault("NUMBA_CACHE_DIR", str(home / "cache" / "kernels"))
 
 
 def _serve(settings: HostSettings, open_log: Callable[[], EventLog], *, as_json: bool) -> None:
     """Serve until a signal; what is wrong with keys and addresses is told before anything else begins."""
-    from serving.hosting import Host
-    from serving.http.keys import VARIABLE as KEYS_VARIABLE
-    from serving.http.keys import check_bind, read_keys
-    from serving.http.server import bind, room_for_connections, run
-    from serving.http.site import log_to, make_site
-    from serving.logs import LineLog
-    from serving.meters import Meters
+    with _no_collections():
+        from serving.hosting import Host
+        from serving.http.keys import VARIABLE as KEYS_VARIABLE
+        from serving.http.keys import check_bind, read_keys
+        from serving.http.server import bind, room_for_connections, run
+        from serving.http.site import log_to, make_site
+        from serving.logs import LineLog
+        from serving.meters import Meters
 
     keys = read_keys(settings.server.keys_file, os.environ)
     os.environ.pop(KEYS_VARIABLE, None)  # no child of this process needs them
@@ -151,6 +156,17 @@ def _experiment(path: Path | None) -> Experiment | None:
     from serving.experiments.experiment import load_experiment
 
     return load_experiment(path)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """What is imported stays: to look through it for garbage, again and again, takes a fifth of a second."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @contextmanager

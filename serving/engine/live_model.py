@@ -7,6 +7,7 @@ It is used by one thread. Nothing here reads the network, the disk or the clock,
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -22,7 +23,7 @@ from recsys.reranking import Reranker, RerankingConfig
 from recsys.scorer import Scorer
 from recsys.text.embeddings import ItemEmbeddings
 from recsys.text.item_text import item_text
-from recsys.text.loading import load_encoder
+from recsys.text.later import LaterEncoder
 from recsys.text.runtime import Encoder
 from serving.engine.id_rows import IdRows
 from serving.messages import Event, ImpressionEvent, InteractionEvent, ItemEvent, ModelName
@@ -88,8 +89,13 @@ class LiveModel:
         self.recommender = model.recommender
 
     @classmethod
-    def load(cls, bundle: Bundle, name: ModelName) -> LiveModel:
+    def load(cls, bundle: Bundle, name: ModelName, *, encoder_later: bool = False) -> LiveModel:
         """Read a verified bundle and hold it against its golden scores.
+
+        Args:
+            bundle: what it is; `read_to_load` gives one that is not held beside the model.
+            name: for answers.
+            encoder_later: leave the text encoder to whoever needs it first; answers do not.
 
         Raises:
             RecsysError: of `Model.from_files`, `LiveState.from_files`, `load_encoder` and `check_golden`.
@@ -107,7 +113,10 @@ class LiveModel:
                 golden.request, golden.user_id, golden.item_id, golden.source, golden.timestamp
             )
             check_golden(golden.score, found)
-        return cls(model, state, load_encoder(bundle.files, threads=1), bundle, name)
+        encoder = LaterEncoder(lambda: _encoder(bundle.files))
+        if not encoder_later:
+            encoder.get_ready()
+        return cls(model, state, encoder, bundle, name)
 
     def reranker(self, diversity: float | None) -> Reranker:
         """What is done to lists: what the version was made with, or more or less diverse."""
@@ -206,6 +215,12 @@ class LiveModel:
 
     def _settle(self, item: NewItem) -> None:
         self.recommender.settle(item.row, item.embedding, item.category, item.first_seen)
+
+
+def _encoder(files: Mapping[str, bytes]) -> Encoder:
+    from recsys.text.loading import load_encoder  # its libraries are not for those who wait for answers
+
+    return load_encoder(files, threads=1)
 
 
 def _code(codes: dict[str, int], name: str | None) -> int:

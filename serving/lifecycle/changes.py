@@ -130,7 +130,8 @@ class ModelChanges:
         if previous is not None and previous.digest == candidate.digest:
             previous.name = candidate.name
             return previous
-        return await self._blocking(lambda: self._supply.load(candidate, requests))
+        is_first = self.slot.current is None  # nobody can be answered before it is there
+        return await self._blocking(lambda: self._supply.load(candidate, requests, encoder_later=is_first))
 
     async def _swap(self, model: LiveModel, reason: str | None) -> None:
         try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from recsys.errors import EXIT_TEMPORARY, RecsysError
 from recsys.events import Float32
+from recsys.text.later import LaterEncoder
 from serving.engine.live_model import LiveModel
 from serving.lifecycle.slot import ModelSlot
 from serving.lifecycle.worker import Worker
@@ -42,10 +43,10 @@ class TextEmbedding:
             await asyncio.sleep(PERIOD_S)
 
     async def step(self) -> int:
-        """Embed some texts of each model, and say how many there were.
+        """Embed some texts of each model, and say how many there were; load its encoder where nobody has yet.
 
         Raises:
-            RecsysError: `encoder_slow` after half a minute.
+            RecsysError: `encoder_slow` after half a minute; of `load_encoder`.
             Exception: of an encoder.
         """
         done = 0
@@ -55,10 +56,12 @@ class TextEmbedding:
         return done
 
     async def _embed(self, model: LiveModel) -> int:
+        late = RecsysError("encoder_slow", f"no answer in {LIMIT_S:g} s", exit_code=EXIT_TEMPORARY)
+        if isinstance(model.encoder, LaterEncoder) and not model.encoder.is_loaded:
+            await self._worker.run(model.encoder.get_ready, LIMIT_S, late)
         chosen = list(islice(model.texts_to_embed().items(), MOST_TEXTS))
         if not chosen:
             return 0
-        late = RecsysError("encoder_slow", f"no answer in {LIMIT_S:g} s", exit_code=EXIT_TEMPORARY)
         found: Float32 = await self._worker.run(
             lambda: np.asarray(model.encoder.encode([text for _, text in chosen])), LIMIT_S, late
         )

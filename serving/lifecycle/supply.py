@@ -54,12 +54,15 @@ class ModelSupply:
         with _as_error("registry_unavailable", self._source.uri, EXIT_UNAVAILABLE):
             return self._source.resolve()
 
-    def load(self, candidate: Candidate, requests: Sequence[RankRequest] = ()) -> LiveModel:
+    def load(
+        self, candidate: Candidate, requests: Sequence[RankRequest] = (), *, encoder_later: bool = False
+    ) -> LiveModel:
         """The model of a version, as of the moment that its bundle was made.
 
         Args:
             candidate: as `resolve` or `known_good` gave it.
             requests: what it answers to get warm, beside its golden requests.
+            encoder_later: as `LiveModel.load`; the trial has loaded it.
 
         Raises:
             RecsysError: of the source, `check_signature`, `try_bundle` and `LiveModel.load`;
@@ -75,7 +78,7 @@ class ModelSupply:
                     what = "the bundle was replaced while it was tried:"
                     raise RecsysError("digest_mismatch", what, folder.name)
                 self._cache.note_passed(bundle.digest)
-            model = LiveModel.load(bundle, candidate.name)
+            model = LiveModel.load(bundle, candidate.name, encoder_later=encoder_later)
             warm_up(model, [*golden_requests(bundle), *requests], time.time())
         return model
 

@@ -90,7 +90,8 @@ def _run(arguments: list[str], out: IO[bytes], noise: IO[bytes], wall_s: float) 
 def environment() -> dict[str, str]:
     """What a trial sees of this process's environment, and one thread for every library."""
     kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return {**kept, **dict.fromkeys(_ONE_THREAD, "1"), "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+    fixed = {"LC_ALL": "C.UTF-8", "NUMPY_MADVISE_HUGEPAGE": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**kept, **dict.fromkeys(_ONE_THREAD, "1"), **fixed}
 
 
 def _judge(code: int | None, lines: list[Line], noise: str, wall_s: float) -> Passed:

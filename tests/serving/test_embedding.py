@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from recsys.bundle import read_bundle
+from recsys.text.later import LaterEncoder
 from serving.engine.answering import rank, similar
 from serving.engine.live_model import LiveModel
 from serving.lifecycle import embedding
@@ -157,3 +158,36 @@ def test_words_that_change_while_they_are_embedded_are_embedded_anew(slots):
     live(TextEmbedding(slots[:1], lambda what, error: pytest.fail(str(error))), scene)
     assert encoder.batches == [1, 1]
     assert near(slots[0], "n0")[0] == "i24", "a red thing, too"
+
+
+def test_an_encoder_that_comes_later_is_there_soon_and_new_items_wait_for_it(bundle_folder):
+    now, later = (
+        LiveModel.load(read_bundle(bundle_folder), NAME, encoder_later=wait) for wait in (False, True)
+    )
+    assert (now.encoder.is_loaded, later.encoder.is_loaded) == (True, False)
+    slots = [ModelSlot(), ModelSlot()]
+    for slot, model in zip(slots, (now, later), strict=True):
+        slot.swap(model)
+
+    async def scene() -> None:
+        await until(lambda: later.encoder.is_loaded)
+        assert waiting(slots) == [0, 0], "before there is any text"
+        introduce(slots, 3)
+        await until(lambda: waiting(slots) == [0, 0])
+
+    live(TextEmbedding(slots, lambda what, error: pytest.fail(str(error))), scene)
+    assert near(slots[0], "n0") == near(slots[1], "n0")
+
+
+def test_an_encoder_that_cannot_be_loaded_is_told_of_at_once(bundle_folder):
+    model = LiveModel.load(read_bundle(bundle_folder), NAME, encoder_later=True)
+    model.encoder = LaterEncoder(lambda: 1 / 0)
+    slot = ModelSlot()
+    slot.swap(model)
+    failures: list[str] = []
+
+    async def scene() -> None:
+        await until(lambda: failures)
+
+    live(TextEmbedding([slot], lambda what, error: failures.append(what)), scene)
+    assert failures == ["texts_not_embedded"]
