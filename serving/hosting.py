@@ -109,6 +109,12 @@ class Station:
         """Let the watch see one answer."""
         self.watch.observe(request, seconds, failed=answer.degraded_reason == FAILING)
 
+    async def close(self) -> None:
+        """End what goes on by itself, once `live` and `work` have ended."""
+        await self.watch.close()
+        self.follower.close()
+        self._embedding.close()
+
     def work(self) -> list[Coroutine[Any, Any, None]]:
         """What goes on beside `live`, for ever."""
         return [self.follower.run(), self._embedding.run()]
@@ -204,11 +210,11 @@ class Host:
         trace: TracebackType | None,
     ) -> None:
         """End it, and put on the disk what was taken."""
-        for station in self._stations:
-            await station.watch.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for station in self._stations:
+            await station.close()
         self._writer.close()
         self._events.close()
 

@@ -140,6 +140,10 @@ class ModelChanges:
         finally:
             self.slot.go_on()
 
+    def close(self) -> None:
+        """End the thread that loads."""
+        self._worker.close()
+
     async def _blocking(self, call: Callable[[], T]) -> T:
         what = f"not done after {self._limits.load_s:g} s"
         late = RecsysError("load_slow", what, exit_code=EXIT_TEMPORARY)

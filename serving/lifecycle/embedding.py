@@ -42,6 +42,10 @@ class TextEmbedding:
                 await asyncio.sleep(PAUSE_S)
             await asyncio.sleep(PERIOD_S)
 
+    def close(self) -> None:
+        """End the thread that embeds."""
+        self._worker.close()
+
     async def step(self) -> int:
         """Embed some texts of each model, and say how many there were; load its encoder where nobody has yet.
 

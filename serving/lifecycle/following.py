@@ -68,6 +68,10 @@ class Follower:
                 await asyncio.sleep(PERIOD_S)
             await self._wait()
 
+    def close(self) -> None:
+        """End the thread that reads."""
+        self._worker.close()
+
     async def step(self) -> int:
         """Show one batch, and say how many records it held; 0 at the end of the log or without a model.
 

@@ -161,11 +161,13 @@ class ModelWatch:
             self._spawn(self._praise if verdict == "good" else partial(self._take_back, verdict))
 
     async def close(self) -> None:
-        """Stop what this started by itself."""
+        """Stop what this started by itself, and its threads."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._registry.close()
+        self._changes.close()
 
     async def _open(self) -> None:
         what = f"the registry's client was not there after {self._settings.open_s:g} s"

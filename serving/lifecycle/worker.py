@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 IDLE_S = 5.0
 """A thread without calls ends after so long: whoever starts one is held up until it runs."""
+CLOSE_S = 1.0
 
 
 class Worker:
@@ -21,9 +22,9 @@ class Worker:
         """Name the threads."""
         self._name = name
         self._busy = False
-        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._turn = threading.Lock()  # of handing a call over, and of ending for want of calls
-        self._is_running = False
+        self._thread: threading.Thread | None = None
 
     async def run(self, call: Callable[[], T], limit_s: float, late: Exception) -> T:
         """What `call` gives or raises, from another thread.
@@ -60,22 +61,31 @@ class Worker:
         except TimeoutError as error:
             raise late from error
 
+    def close(self) -> None:
+        """End the thread, unless a call hangs in it; no other call may follow."""
+        with self._turn:
+            thread = self._thread
+            if thread is not None:
+                self._calls.put(None)
+        if thread is not None and not self._busy:
+            thread.join(CLOSE_S)
+
     def _hand_over(self, work: Callable[[], None]) -> None:
         with self._turn:
             self._calls.put(work)
-            starts, self._is_running = not self._is_running, True
-        if starts:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
 
     def _work(self) -> None:
         while True:
-            try:
+            call = None
+            with suppress(Empty):
                 call = self._calls.get(timeout=IDLE_S)
-            except Empty:
-                with self._turn:
-                    if self._calls.empty():
-                        self._is_running = False
-                        return
+            if call is not None:
+                call()
                 continue
-            call()
-            del call  # it holds what it made
+            with self._turn:
+                if self._calls.empty():
+                    self._thread = None
+                    return

@@ -226,7 +226,7 @@ def test_large_requests_leave_time_for_others(server):
 
 def test_the_end_is_orderly(bundle_folder, hosted, tmp_path):
     """What was accepted is answered, what was acknowledged is kept, half-sent bodies hold nobody up."""
-    settings = {"deadline_s": 20.0, "drain_s": 9.0, "drain_delay_s": 3.0}
+    settings = {"deadline_s": 20.0, "drain_s": 6.0, "drain_delay_s": 2.0}
     with hosted(bundle_folder, tmp_path, **settings) as server, contextlib.ExitStack() as stack:
         rank(server)
         half = [stack.enter_context(server.socket()) for _ in range(20)]
@@ -267,6 +267,12 @@ def test_the_end_is_orderly(bundle_folder, hosted, tmp_path):
     assert [stored.record.event_id for stored in log.read(0, 10)] == ["last"]
     log.close()
     assert "Traceback" not in server.log
+
+
+def test_an_end_right_after_the_start_is_orderly_too(bundle_folder, hosted, tmp_path):
+    """Libraries that are still at work in a thread must not abort the process."""
+    with hosted(bundle_folder, tmp_path) as server:
+        assert server.stop() == 0
 
 
 def test_the_end_is_quick_where_nothing_is_open(hosted, tmp_path):
