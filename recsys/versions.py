@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from recsys.errors import EXIT_USAGE, RecsysError
+from recsys.errors import EXIT_NO_INPUT, EXIT_USAGE, RecsysError
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -67,6 +67,20 @@ def parse_model_uri(uri: str) -> tuple[str, str | int]:
         expected = "expected models:/NAME@ALIAS or models:/NAME/NUMBER, got"
         raise RecsysError("model_uri_invalid", expected, repr(uri[:200]), exit_code=EXIT_USAGE)
     return match["name"], match["alias"] or int(match["number"])
+
+
+def unknown_model(name: str) -> RecsysError:
+    """`unknown_model` (exit 66), for a name under which nothing is registered."""
+    what = "nothing is registered under this name: train first, or give another --home"
+    return RecsysError("unknown_model", what, repr(name), exit_code=EXIT_NO_INPUT)
+
+
+def unknown_version(name: str, wanted: str | int, aliases: Mapping[str, int]) -> RecsysError:
+    """`unknown_version` or `unknown_alias` (exit 66), which says what `aliases` there are."""
+    kind = "version" if isinstance(wanted, int) else "alias"
+    known = ", ".join(f"{alias} = {number}" for alias, number in sorted(aliases.items())) or "none"
+    what = f"{name} has no {kind} {wanted!r}; its aliases: {known};"
+    return RecsysError(f"unknown_{kind}", what, "", exit_code=EXIT_NO_INPUT)
 
 
 def check_gates(metrics: Mapping[str, float], gates: Mapping[str, float]) -> list[str]:

@@ -25,9 +25,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException, RestException
 
 from recsys.bundle import Bundle, read_bundle
-from recsys.errors import EXIT_NO_INPUT, EXIT_UNAVAILABLE, RecsysError
+from recsys.errors import EXIT_UNAVAILABLE, RecsysError
 from recsys.storage import storage_error
-from recsys.versions import Version, parse_model_uri
+from recsys.versions import Version, parse_model_uri, unknown_model, unknown_version
 
 MODEL_FILES = frozenset(
     {
@@ -110,7 +110,7 @@ class RegistryReader:
             except MlflowException as error:
                 if not self._is_missing(error):
                     raise
-                raise self._unknown(name, wanted) from None
+                raise unknown_version(name, wanted, self.aliases(name)) from None
 
     def aliases(self, name: str) -> dict[str, int]:
         """Version number by alias; raises RecsysError `unknown_model`."""
@@ -120,8 +120,7 @@ class RegistryReader:
             except MlflowException as error:
                 if not self._is_missing(error):
                     raise
-                what = "nothing is registered under this name: train first, or give another --home"
-                raise RecsysError("unknown_model", what, repr(name), exit_code=EXIT_NO_INPUT) from None
+                raise unknown_model(name) from None
         return {alias: int(number) for alias, number in sorted(found.items())}
 
     def list_versions(self, name: str) -> list[Version]:
@@ -191,14 +190,6 @@ class RegistryReader:
     def _is_missing(self, error: MlflowException) -> bool:
         """Whether the registry itself says that a name is unknown, and not some web page in its place."""
         return error.error_code in _MISSING and (not self._remote or isinstance(error, RestException))
-
-    def _unknown(self, name: str, wanted: str | int) -> RecsysError:
-        """Say what there is instead; `unknown_model` where there is nothing of that name."""
-        aliases = self.aliases(name)
-        kind = "version" if isinstance(wanted, int) else "alias"
-        known = ", ".join(f"{alias} = {number}" for alias, number in aliases.items()) or "none"
-        what = f"{name} has no {kind} {wanted!r}; its aliases: {known};"
-        return RecsysError(f"unknown_{kind}", what, "", exit_code=EXIT_NO_INPUT)
 
     def _check_model_files(self, version: Version, location: str) -> None:
         """Refuse a version with anything beside our bundle and MLflow's own description of it."""

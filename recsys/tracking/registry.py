@@ -19,7 +19,7 @@ from recsys.bundle import Bundle, read_bundle
 from recsys.errors import RecsysError
 from recsys.tracking.pyfunc_model import contract, save_model
 from recsys.tracking.reading import RegistryReader, version_of
-from recsys.versions import CHAMPION, PREVIOUS, Version, check_gates
+from recsys.versions import CHAMPION, PREVIOUS, Version, check_gates, unknown_version
 
 _LARGEST_BATCH = 100
 _LONGEST_PARAMETER = 6000
@@ -88,7 +88,7 @@ class Registry(RegistryReader):
         """
         aliases = self.aliases(name)
         if PREVIOUS not in aliases:
-            raise self._unknown(name, PREVIOUS)
+            raise unknown_version(name, PREVIOUS, aliases)
         self.set_alias(name, CHAMPION, aliases[PREVIOUS])
         if CHAMPION in aliases:
             self.set_alias(name, PREVIOUS, aliases[CHAMPION])

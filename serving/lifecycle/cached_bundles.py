@@ -27,6 +27,7 @@ from msgspec.json import decode, encode
 from recsys.bundle import Bundle, program_version, read_to_load
 from recsys.errors import EXIT_CONFIG, EXIT_UNAVAILABLE, RecsysError
 from recsys.storage import storage_error, write_atomic
+from recsys.tracking.home_file import is_readable, resolve_in_home
 from recsys.versions import Version
 
 NOTES = "notes.json"
@@ -185,13 +186,44 @@ class CachedBundles:
             raise storage_error(error, self.folder) from error
 
 
+class HomeRegistry:
+    """The registry of a home: names are read from its database, and MLflow is there for everything else."""
+
+    def __init__(self, home: Path) -> None:
+        """Open MLflow only where the database is none that can be read without it.
+
+        Raises:
+            RecsysError: as `open_registry`.
+        """
+        self._home, self._whole = home, None if is_readable(home) else _open_with_mlflow(home, None)
+
+    def resolve(self, uri: str) -> Version:
+        """The version that a model URI means now."""
+        return resolve_in_home(self._home, uri) or self._opened().resolve(uri)
+
+    def load(self, version: Version, to: Path) -> Bundle:
+        """Bring the version's bundle to the new folder `to`, and verify it."""
+        return self._opened().load(version, to)
+
+    def _opened(self) -> Registry:
+        if self._whole is None:
+            self._whole = _open_with_mlflow(self._home, None)
+        return self._whole
+
+
 def open_registry(home: Path, tracking_uri: str | None = None) -> Registry:
-    """The registry of a home or behind a tracking server, which is not called yet. Takes seconds to import.
+    """The registry of a home or behind a tracking server, which is not called yet.
+
+    MLflow is imported at once for a tracking server, which takes seconds, and when it is needed for a home.
 
     Raises:
         RecsysError: `missing_extra` (exit 69) where MLflow is not installed, or not enough of it for a home;
             `registry_unavailable` for a home whose database cannot be read.
     """
+    return HomeRegistry(home) if tracking_uri is None else _open_with_mlflow(home, tracking_uri)
+
+
+def _open_with_mlflow(home: Path, tracking_uri: str | None) -> Registry:
     try:
         from recsys.tracking.reading import RegistryReader
     except ModuleNotFoundError as error:
