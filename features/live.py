@@ -7,7 +7,8 @@ read has taken in what was due at its moment, an earlier moment sees it too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,16 +19,23 @@ from features.live_cells import KEYS, LiveCells, LiveTables, read_cells
 from features.live_files import fill_live, live_files, open_live
 from features.live_history import LiveHistories
 from features.live_tables import Entry, Inlet, KeyTable, LogRows
-from features.plan import Table
 from features.reading import Reading, fill_catalogue
 from features.replay import Replay
 from features.streams import StreamWeights, weights_of
 from recsys.dataset import Dataset
-from recsys.events import Float64, Int32, concatenated_ranges, lengths_to_offsets
+from recsys.events import Float64, Int32, Int64, concatenated_ranges, lengths_to_offsets
 from recsys.requests import Requests
 
 MOST_FRESH = 256
 """Events that wait for a read at most before they go into the tables together."""
+
+
+class _Update(NamedTuple):
+    """The tables of one key that a row changes, (k,), and what it adds to each by its type, (k, types)."""
+
+    key: Key
+    places: Int64
+    weights: Float64
 
 
 class LiveState:
@@ -53,10 +61,7 @@ class LiveState:
         self.inlets = [Inlet(*source) for source in sorted(sources)]
         self._layout = _layout(self.tables)
         self._fresh: list[Entry] = []
-        self._tables_of: dict[tuple[bool, float], dict[Key, list[Table]]] = {source: {} for source in sources}
-        for table in features.plan.tables:
-            of_key = self._tables_of[table.of_events, table.delay_s]
-            of_key.setdefault(table.key, []).append(table)
+        self._updates = {source: self._updates_of(*source) for source in sources}
 
     @classmethod
     def at(cls, dataset: Dataset, as_of: float, features: Features) -> LiveState:
@@ -162,26 +167,34 @@ class LiveState:
     def _apply(self, inlet: Inlet, rows: LogRows) -> None:
         source = (inlet.of_events, inlet.delay_s)
         keys = self.items.keys(rows.user_index, rows.item_index)
-        for key, kept in self.tables.items():
-            tables = self._tables_of[source].get(key)
-            if tables:
-                slots = self.spaces[key].find_or_add(keys[key])
-                kept.reserve(self.spaces[key].size)
-                kept.apply(tables, slots, rows.timestamp, self._weights_of(tables, rows))
+        for update in self._updates[source]:
+            kept, space = self.tables[update.key], self.spaces[update.key]
+            slots = space.find_or_add(keys[update.key])
+            kept.reserve(space.size)
+            kept.apply(update.places, slots, rows.timestamp, update.weights.take(rows.type_index, axis=1))
         if source == (True, self.features.history_delay_s):
             self._remember(rows)
 
-    def _weights_of(self, tables: Sequence[Table], rows: LogRows) -> Float64:
-        """(tables, rows) what each row adds to each table."""
-        if not tables[0].of_events:
-            return np.ones((len(tables), len(rows.timestamp)))
-        return np.stack([self.weights[table.stream][rows.type_index] for table in tables])
+    def _updates_of(self, of_events: bool, delay_s: float) -> list[_Update]:
+        """What a row of one source changes."""
+        found = []
+        for key, kept in self.tables.items():
+            alike = [
+                table
+                for table in self.features.plan.by_key[key]
+                if (table.of_events, table.delay_s) == (of_events, delay_s)
+            ]
+            if alike:
+                once = np.ones(1)  # a slate row counts once
+                weights = [self.weights[table.stream] if of_events else once for table in alike]
+                found.append(_Update(key, kept.places(alike), np.stack(weights)))
+        return found
 
     def _remember(self, rows: LogRows) -> None:
-        chosen = (rows.user_index >= 0) & (self.weights["outcome"][rows.type_index] > 0)
-        for row in np.flatnonzero(chosen).tolist():
-            user, item, kind = (int(c[row]) for c in (rows.user_index, rows.item_index, rows.type_index))
-            self.histories.append(user, item, kind, float(rows.timestamp[row]))
+        chosen = np.flatnonzero((rows.user_index >= 0) & (self.weights["outcome"][rows.type_index] > 0))
+        columns = (rows.user_index, rows.item_index, rows.type_index, rows.timestamp)
+        for event in zip(*(column[chosen].tolist() for column in columns), strict=True):
+            self.histories.append(*event)
 
     def _cells(self) -> LiveCells:
         """What is in the tables now; views are stale once anything has grown."""

@@ -44,9 +44,12 @@ class KeyTable:
         begin, end = self.begin[place], self.begin[place + 1]
         return self.cells[:, begin : end - 2], self.cells[:, end - 2], self.cells[:, end - 1]
 
-    def apply(self, tables: Sequence[Table], slots: Int64, timestamp: Float64, weight: Float64) -> None:
-        """Add rows one after another to some of the tables, with weights (tables, rows); 0 leaves one out."""
-        places = np.array([self._place[table] for table in tables], np.int64)
+    def places(self, tables: Sequence[Table]) -> Int64:
+        """(k,) where these tables stand among those of the key."""
+        return np.array([self._place[table] for table in tables], np.int64)
+
+    def apply(self, places: Int64, slots: Int64, timestamp: Float64, weight: Float64) -> None:
+        """Add rows one after another to the tables in these places; weights (k, rows), 0 leaves one out."""
         apply_cells(self.cells, (self.layout, self.rates, places), slots, timestamp, weight)
 
     def reserve(self, size: int) -> None:
@@ -84,13 +87,21 @@ class LogRows:
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> LogRows:
         """The rows of these entries, in their order."""
-        counts = [1 if isinstance(items, int) else len(items) for _, _, items, _ in entries]
-        items = [np.atleast_1d(np.asarray(items, np.int32)) for _, _, items, _ in entries]
+        moments, users, items, kinds = zip(*entries, strict=True) if entries else ((), (), (), ())
+        if all(isinstance(each, int) for each in items):
+            return cls(
+                np.array(moments, np.float64),
+                np.array(users, np.int32),
+                np.array(items, np.int32),
+                np.array(kinds, np.int32),
+            )
+        counts = [1 if isinstance(each, int) else len(each) for each in items]
+        rows = [np.atleast_1d(np.asarray(each, np.int32)) for each in items]
         return cls(
-            np.repeat(np.array([moment for moment, _, _, _ in entries], np.float64), counts),
-            np.repeat(np.array([user for _, user, _, _ in entries], np.int32), counts),
-            np.concatenate([np.zeros(0, np.int32), *items]),
-            np.repeat(np.array([kind for _, _, _, kind in entries], np.int32), counts),
+            np.repeat(np.array(moments, np.float64), counts),
+            np.repeat(np.array(users, np.int32), counts),
+            np.concatenate(rows),
+            np.repeat(np.array(kinds, np.int32), counts),
         )
 
 
