@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -13,7 +13,8 @@ from safetensors.numpy import save
 from features.builder import Features
 from features.declaration import Key
 from features.keys import CompositeKeys, ItemTable, KeySpace, PlainKeys
-from features.live_tables import Inlet, LogRows
+from features.live_tables import Inlet, KeyTable, LogRows
+from features.plan import Table
 from features.streams import StreamWeights
 from recsys.array_files import read_arrays
 from recsys.errors import RecsysError
@@ -25,6 +26,8 @@ ARRAYS = "live.safetensors"
 SETTINGS = "live.json"
 
 _FORMAT = 1
+_PARTS = ("state", "last", "first")
+_ROWS = 4096
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -74,14 +77,36 @@ def open_live(
 
 
 def fill_live(live: LiveState, arrays: Arrays) -> None:
-    """Put the saved tables and waiting rows into a fresh state."""
+    """Put the saved tables and waiting rows into a fresh state.
+
+    Raises:
+        RecsysError: `live_state_format` where the tables of a key are not all as long as its keys.
+    """
+    saved: dict[Key, list[tuple[Table, Arrays]]] = {}
     for place, table in enumerate(live.features.plan.tables):
-        saved = [arrays[f"table{place}.{name}"] for name in ("state", "last", "first")]
-        live.tables[table.key].reserve(len(saved[0]))
-        for view, values in zip(live.tables[table.key].part(table), saved, strict=True):
-            view[: len(values)] = values
+        parts = {name: arrays[f"table{place}.{name}"] for name in _PARTS}
+        saved.setdefault(table.key, []).append((table, parts))
+    for key, tables in saved.items():
+        size = live.spaces[key].size
+        if any(len(values) != size for _, parts in tables for values in parts.values()):
+            raise RecsysError("live_state_format", f"tables of other lengths than their keys: {key}", ARRAYS)
+        _fill_cells(live.tables[key], tables, size)
     for place, inlet in enumerate(live.inlets):
         _take_inlet(f"inlet{place}", inlet, arrays)
+
+
+def _fill_cells(kept: KeyTable, tables: Sequence[tuple[Table, Arrays]], size: int) -> None:
+    """All cells of one key, some rows at a time: each line of memory is written while it is at hand."""
+    kept.cells = np.empty((size, kept.cells.shape[1]))
+    columns = [
+        (view, parts[name])
+        for table, parts in tables
+        for name, view in zip(_PARTS, kept.part(table), strict=True)
+    ]
+    for begin in range(0, size, _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        for view, values in columns:
+            view[rows] = values[rows]
 
 
 def _put_tables(live: LiveState, arrays: Arrays) -> None:
@@ -92,7 +117,7 @@ def _put_tables(live: LiveState, arrays: Arrays) -> None:
     for place, table in enumerate(live.features.plan.tables):
         size = live.spaces[table.key].size
         live.tables[table.key].reserve(size)
-        parts = zip(("state", "last", "first"), live.tables[table.key].part(table), strict=True)
+        parts = zip(_PARTS, live.tables[table.key].part(table), strict=True)
         arrays |= {f"table{place}.{name}": view[:size] for name, view in parts}
 
 

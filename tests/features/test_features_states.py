@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 
+from features import live_files
 from features.builder import Features
 from features.catalogue import default_features
 from features.declaration import Counter, State
@@ -19,6 +21,7 @@ from features.reading import Reading
 from features.replay import Replay
 from features.streams import weights_of
 from recsys.dataset import Dataset
+from recsys.errors import RecsysError
 from recsys.requests import Requests
 
 DAY = 86_400.0
@@ -371,3 +374,20 @@ def test_getting_ready_changes_nothing():
     before = live.to_files()
     live.get_ready()
     assert live.to_files() == before
+
+
+def test_a_saved_state_is_filled_whole_however_many_rows_at_a_time(monkeypatch):
+    dataset = make_dataset(([(user, 1 + user % 2, "click", 60.0 * user) for user in range(USERS)], []))
+    files = LiveState.at(dataset, 10.0 * DAY, make_features(0.0)).to_files()
+    for rows in (1, 3, 4096):
+        monkeypatch.setattr(live_files, "_ROWS", rows)
+        assert LiveState.from_files(files).to_files() == files
+
+
+def test_tables_that_are_shorter_than_their_keys_are_refused():
+    dataset = make_dataset(([(0, 1, "click", 60.0)], []))
+    files = LiveState.at(dataset, 10.0 * DAY, make_features(0.0)).to_files()
+    arrays = load(files[live_files.ARRAYS])
+    short = {name: array[:-1] if name == "table0.last" else array for name, array in arrays.items()}
+    with pytest.raises(RecsysError, match="live_state_format"):
+        LiveState.from_files({**files, live_files.ARRAYS: save(short)})
