@@ -20,7 +20,7 @@ from typing import Annotated, Any, NoReturn
 from msgspec import Meta, Struct
 from msgspec.json import encode
 
-from recsys.bundle import Bundle, read_bundle
+from recsys.bundle import Bundle, read_to_load
 from recsys.errors import EXIT_DATA, RecsysError
 from recsys.golden import GOLDEN
 
@@ -106,7 +106,7 @@ def _result(folder: Path, tell: Tell) -> Line:
 def _try(folder: Path, tell: Tell) -> tuple[str, int]:
     """Digest of the bundle and its number of golden rows; raises whatever is wrong with it."""
     tell(Stage("digests"))
-    bundle = read_bundle(folder)
+    bundle = read_to_load(folder)
     if bundle.is_encoder:
         raise RecsysError("wrong_kind", "a text encoder alone cannot rank:", bundle.manifest.name)
     golden = bundle.golden()
