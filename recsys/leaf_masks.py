@@ -194,7 +194,7 @@ def _undecided(
         is_right = threshold < lowest[column]
         common &= leaves if is_right else _ALL
         at[count], above[count], mask[count] = column, threshold, leaves
-        count += np.int64(threshold < highest[column]) & ~np.int64(is_right)
+        count += int(threshold < highest[column]) & ~int(is_right)
     return count, common
 
 

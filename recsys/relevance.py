@@ -150,13 +150,13 @@ class RelevanceHead:
             wanted = f"(items, {len(weights.candidate)})"
             raise RecsysError("embeddings_shape", f"the relevance head needs embeddings of shape {wanted}")
         vectors = np.ascontiguousarray(embeddings, np.float32)
-        candidate = _with_zero_row(vectors @ weights.candidate)
+        candidate = _projected(vectors, weights.candidate)
         if not np.isfinite(candidate).all():
             raise RecsysError("embeddings_not_finite", "item embeddings hold NaN or infinity")
         return ProjectedItems(
             vectors,
             candidate,
-            _with_zero_row(vectors @ weights.history),
+            _projected(vectors, weights.history),
             candidate @ weights.hidden_candidate + weights.hidden_bias,
             candidate @ weights.prior + weights.bias,
         )
@@ -246,8 +246,11 @@ class RelevanceHead:
         return cls(config, weights, calibration)
 
 
-def _with_zero_row(rows: Float32) -> Float32:
-    return np.concatenate([rows, np.zeros((1, rows.shape[1]), np.float32)])
+def _projected(vectors: Float32, weights: Float32) -> Float32:
+    """(items + 1, d) the vectors times the weights (D, d), with a row of zeros behind them."""
+    out = np.zeros((len(vectors) + 1, weights.shape[1]), np.float32)
+    np.matmul(vectors, weights, out=out[:-1])
+    return out
 
 
 def _check_rows(requests: Requests, history: HistoryBatch, items: ProjectedItems) -> None:

@@ -131,7 +131,9 @@ class SequenceModel:
     @cached_property
     def items(self) -> Float32:
         """(items, d) item vectors; zeros where nothing is known of an item."""
-        return self.learned + self.embeddings @ self.weights.text
+        items = self.embeddings @ self.weights.text
+        items += self.learned  # in place: the table is large
+        return items
 
     @cached_property
     def known(self) -> Bool:
@@ -141,7 +143,9 @@ class SequenceModel:
     @cached_property
     def _inputs(self) -> Float32:
         """(items, 3d) what reading an item adds to the gates."""
-        return self.items @ self.weights.input + self.weights.input_bias
+        inputs = self.items @ self.weights.input
+        inputs += self.weights.input_bias
+        return inputs
 
     def settle(self, row: int) -> None:
         """Read the text of an item anew, whose row of `embeddings` was written in place."""

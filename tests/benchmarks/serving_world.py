@@ -29,7 +29,9 @@ from tests.benchmarks.serving_copies import copied_files
 
 HOME = "RECSYS_BENCH_HOME"
 USERS, ITEMS, COPIES = 2000, 1500, 67
-QUICK = ("text.distilled=false", "finetuning.mode=frozen", "ranker.learning_rate=0.006", "ranker.patience=200")
+QUICK = (
+    "text.distilled=false", "finetuning.mode=frozen", "ranker.learning_rate=0.006", "ranker.patience=200",
+)  # fmt: skip
 NAME, LARGE = "recsys", "recsys-large"
 
 
