@@ -35,7 +35,8 @@ sys.addaudithook(_hook)
 
 PICKLED = "pickle.find_class"
 OWN_PICKLES = re.compile(
-    r"\('(builtins|copyreg|numpy|numba\.[\w.]+|features\.(live_cells|slate)|recsys\.(leaf_masks|relevance_kernel|tree_effects))', '\w+'\)"
+    r"\('(builtins|copyreg|numpy|numba\.[\w.]+|features\.(live_cells|slate)"
+    r"|recsys\.(leaf_masks|relevance_kernel|tree_effects))', '\w+'\)"
 )
 """Of the kernels' machine code, which numba keeps beside our sources as Python keeps byte code."""
 
