@@ -20,7 +20,7 @@ from recsys.errors import RecsysError
 from serving.engine.live_model import Level
 from serving.events.sqlite_log import SqliteLog
 from serving.http.ladder import MOST_FAILURES, Ladder
-from serving.http.turns import HUGE_BODY, Turns
+from serving.http.turns import HUGE_BODY, LULL_S, Turns
 from serving.messages import FAILING, OVERLOADED, ModelName, Ranking
 from serving.problems import Refusal
 from tests.serving.running import JSON, answers, exchange, read_all
@@ -386,6 +386,43 @@ def test_turns_come_in_order_and_the_loop_turns_in_between():
     done, rounds = asyncio.run(scene())
     assert done == list(range(20))
     assert rounds >= 19
+
+
+def test_what_can_wait_goes_when_nobody_wants_a_turn():
+    async def scene() -> list[str]:
+        turns, done = Turns(100, 10.0), []
+
+        async def later() -> None:
+            await turns.lull()
+            done.append("event")
+
+        async def now(number: int) -> None:
+            await turns.run(lambda: done.append(f"rank {number}"), 10)
+
+        await asyncio.gather(now(1), later(), now(2), now(3))
+        await later()
+        return done
+
+    assert asyncio.run(scene()) == ["rank 1", "rank 2", "rank 3", "event", "event"]
+
+
+def test_without_a_lull_events_go_on_all_the_same():
+    async def scene() -> float:
+        turns, end = Turns(100, 10.0), time.perf_counter() + 0.5
+
+        async def client() -> None:
+            while time.perf_counter() < end:
+                await turns.run(lambda: time.sleep(0.001), 10)
+
+        clients = [asyncio.create_task(client()) for _ in range(4)]
+        await asyncio.sleep(0.01)
+        begin = time.perf_counter()
+        await turns.lull()
+        waited = time.perf_counter() - begin
+        await asyncio.gather(*clients)
+        return waited
+
+    assert LULL_S <= asyncio.run(scene()) < 0.4
 
 
 def test_the_line_is_bounded_in_length_and_in_time():

@@ -348,6 +348,37 @@ def test_a_worker_gives_up_waiting_and_refuses_until_the_call_is_back():
     assert asyncio.run(asyncio.wait_for(work(), 10.0)) == "back"
 
 
+def test_a_worker_keeps_its_thread_and_ends_it_when_it_is_closed():
+    async def work() -> None:
+        worker = Worker("kept")
+        threads = {await worker.run(threading.current_thread, 5.0, TimeoutError("late")) for _ in range(5)}
+        assert len(threads) == 1
+        assert threads.pop().is_alive()
+        worker.close()
+        assert "kept" not in {thread.name for thread in threading.enumerate()}
+        worker.close()
+
+    asyncio.run(work())
+
+
+def test_a_worker_is_closed_at_once_while_a_call_hangs():
+    release = threading.Event()
+
+    async def work() -> None:
+        worker = Worker("hanging")
+        with pytest.raises(TimeoutError, match="late"):
+            await worker.run(release.wait, 0.05, TimeoutError("late"))
+        begin = time.monotonic()
+        worker.close()
+        assert time.monotonic() - begin < 0.5
+
+    asyncio.run(work())
+    [hanging] = [thread for thread in threading.enumerate() if thread.name == "hanging"]
+    release.set()
+    hanging.join(5.0)
+    assert not hanging.is_alive()
+
+
 def note_all(check: HealthCheck, count: int, seconds: float, *, failed: bool = False) -> str:
     verdict = "watching"
     for _ in range(count):
