@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import tokenize
 import warnings
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from recsys.errors import RecsysError
 from recsys.forest import Forest
 from recsys.golden import GOLDEN, Golden
 from recsys.signing import check_signature, key_id, load_private_key, load_public_key
+from tests.fuzz.memory import private_folder
 
 MOST_NUMBERS = 1000
 LONGEST_NAME = 200
@@ -38,6 +38,8 @@ CODES = {
 DEFECTS_OF_TREES = (OverflowError,)
 DEFECTS_OF_ARRAYS = (tokenize.TokenError, SyntaxError, TypeError)
 """What still comes through: of an integer beyond 64 bits, and of the header of an array."""
+
+_folder = cache(private_folder)
 
 
 def check(data: bytes) -> None:
@@ -129,13 +131,6 @@ def _check_forest(forest: Forest) -> None:
     assert effects.shape == (len(rows), width + 1)
     if np.isfinite(most):
         assert (np.abs(scores) <= most * (1 + 1e-9)).all()
-
-
-@cache
-def _folder() -> Path:
-    """A private folder in memory, where there is one."""
-    memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
-    return Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory if memory.is_dir() else None))
 
 
 @cache

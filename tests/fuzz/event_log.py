@@ -7,8 +7,6 @@ damage left whole in a file without a WAL must be read again.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +18,7 @@ from serving.events.rows import pack
 from serving.events.sqlite_log import SqliteLog
 from serving.events.sqlite_reader import SqliteReader
 from serving.events.sqlite_schema import PAGE_BYTES, beside
+from tests.fuzz.memory import private_folder
 
 SIZES = (40, 900, 9000, 40, 40, 300, 5000, 40)
 """Of payloads, in turn: some run over to further pages."""
@@ -34,6 +33,9 @@ class Made:
 
     files: dict[str, bytes]
     records: dict[int, Record]
+
+
+_folder = cache(private_folder)
 
 
 def check(data: bytes) -> None:
@@ -167,12 +169,6 @@ def _damage(
         small = length % 100
         content[small : small + 1] = bytes([place % 256])
     return program
-
-
-@cache
-def _folder() -> Path:
-    memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
-    return Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
 
 
 @cache
