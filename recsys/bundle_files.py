@@ -70,7 +70,7 @@ def _holds_objects(data: bytes) -> bool:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         _, _, dtype = readers[np.lib.format.read_magic(stream)](stream)
-    except (ValueError, KeyError):
+    except Exception:  # a damaged header can end numpy's reading of it in many ways
         return True
     return bool(dtype.hasobject)
 

@@ -76,10 +76,10 @@ class Forest:
                 raise ValueError("it has several outputs")
             features = tuple(settings["feature_names"].split())
             sizes = [int(size) for size in settings.get("tree_sizes", "").split()]
-            if len(sizes) != len(blocks) or "end of trees" not in text:
+            if len(sizes) != len(blocks) or not blocks or "end of trees" not in text:
                 raise ValueError(f"{len(sizes)} trees are announced, {len(blocks)} are there")
             trees = [_tree(block.split("\n\n", 1)[0], len(features)) for block in blocks]
-        except (KeyError, ValueError, IndexError) as error:
+        except (KeyError, ValueError, IndexError, OverflowError) as error:
             raise RecsysError("ranker_invalid", f"the trees cannot be read: {error}", "ranker.txt") from error
         return _joined(features, trees)
 

@@ -17,6 +17,12 @@ from recsys.golden import GOLDEN, Golden, check_golden
 METADATA = {"name": "recsys", "as_of": 1_700_000_000.0, "feature_schema": "ab" * 32, "parent": "v3"}
 
 
+def with_header(text: str) -> bytes:
+    """An npy file whose header says this."""
+    header = text.encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8)
+
+
 def npy(array: np.ndarray, *, allow_pickle: bool = False) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=allow_pickle)
@@ -236,6 +242,9 @@ EXECUTABLE = [
     ("encoder/config.json", b'{"_attn_implementation_internal": "evil/kernel"}'),
     ("objects.npy", npy(np.array([{}], dtype=object), allow_pickle=True)),
     ("zip.npy", b"PK\x03\x04"),
+    ("cut.npy", with_header("{'descr': '<f4', 'fortran_order': False, shape': (2,), } [")),
+    ("code.npy", with_header("if 1:\n   a\n  b\n")),
+    ("keys.npy", with_header("{'descr': '<f4', 1: False, 'shape': (2,)}")),
     ("RANKER.TXT", b""),
     (".json", b"{}"),
 ]

@@ -123,6 +123,8 @@ def test_a_damaged_text_is_refused_or_scores_and_never_kills():
         ("split_feature=", "split_feature=99"),
         ("leaf_value=", "leaf_value=nan"),
         ("decision_type=", "decision_type=1"),
+        ("decision_type=", f"decision_type={2**63}"),
+        ("leaf_count=", f"leaf_count={2**64}"),
         ("num_class=", "num_class=3"),
     ],
 )
@@ -134,3 +136,8 @@ def test_what_is_no_tree_of_ours_is_refused(line, other):
     damaged = text.replace(first, f"{name}={' '.join([value, *values[1:]])}")
     with pytest.raises(RecsysError, match=r"ranker_invalid|non_finite_scores"):
         Forest.parse(damaged)
+
+
+def test_a_ranker_without_trees_is_refused():
+    with pytest.raises(RecsysError, match="ranker_invalid"):
+        Forest.parse("num_class=1\nnum_tree_per_iteration=1\nfeature_names=a\nend of trees")
