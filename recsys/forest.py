@@ -207,13 +207,15 @@ def _joined(features: tuple[str, ...], trees: list[_Tree]) -> Forest:
     node_starts = np.cumsum([0, *(len(tree.nodes) for tree in trees)])
     leaf_starts = np.cumsum([0, *(len(tree.leaves) for tree in trees)])
     roots = np.zeros(len(trees), np.int32)
+    nodes = np.zeros(node_starts[-1], NODE)  # joining arrays of records takes a hundred times as long
     for place, tree in enumerate(trees):
         node, leaf = node_starts[place], leaf_starts[place]
         roots[place] = node if len(tree.nodes) else ~leaf
+        mine = nodes[node : node_starts[place + 1]]
+        mine[:] = tree.nodes
         for side in ("left", "right", "missing"):
             child = tree.nodes[side]
-            tree.nodes[side] = np.where(child >= 0, child + node, child - leaf)
-    nodes = np.concatenate([np.zeros(0, NODE), *(tree.nodes for tree in trees)])
+            mine[side] = np.where(child >= 0, child + node, child - leaf)
     leaves = np.concatenate([np.zeros(0), *(tree.leaves for tree in trees)])
     leaf_rows = np.concatenate([np.zeros(0), *(tree.leaf_rows for tree in trees)])
     return Forest(features, nodes, leaves, leaf_rows, roots)

@@ -153,27 +153,40 @@ class SequenceModel:
         self.known[row] = self.items[row].any()
         self._inputs[row] = self.items[row] @ self.weights.input + self.weights.input_bias
         self._memo.clear()
+        self._states.clear()
 
     def user_vectors(self, history: HistoryBatch) -> Float32:
         """(requests, d) what each history leads to; zeros where it holds no known item.
 
         A request's vector does not depend on the requests beside it, to the bit.
         """
-        return self._memo.get(history, lambda: self._read_all(history))
+        return self._memo.get(history, lambda: self._vectors(history))
+
+    def _vectors(self, history: HistoryBatch) -> Float32:
+        states = self._states.get(history, lambda: self._read_all(history))
+        return _to_vectors(states, self.weights.output, self.weights.output_bias)
 
     def _read_all(self, history: HistoryBatch) -> Float32:
-        weights = self.weights
-        return _read(
-            self._inputs,
-            self.known,
-            (weights.state, weights.state_bias, weights.output, weights.output_bias),
-            history.offsets,
-            np.ascontiguousarray(history.item_index, np.int32),
+        """(requests, d) last states, read on from the one that is remembered of all but the newest events."""
+        starts, states = history.offsets[:-1], np.zeros((len(history), self.config.embedding_dim), np.float32)
+        before = self._states.before(history)
+        if before is not None and len(history.item_index) <= self.config.history_limit:
+            starts, states = starts + before[0], before[1].copy()
+        _read(
+            (self._inputs, self.known),
+            (self.weights.state, self.weights.state_bias),
+            (starts, history.offsets[1:], np.ascontiguousarray(history.item_index, np.int32)),
             self.config.history_limit,
+            states,
         )
+        return states
 
     @cached_property
     def _memo(self) -> UserMemo:
+        return UserMemo()
+
+    @cached_property
+    def _states(self) -> UserMemo:
         return UserMemo()
 
     def block_scores(self, history: HistoryBatch) -> Float32:
@@ -239,35 +252,39 @@ class SequenceModel:
 
 @njit(cache=True, nogil=True)
 def _read(
-    inputs: Float32,
-    known: Bool,
-    weights: tuple[Float32, Float32, Float32, Float32],
-    offsets: Int64,
-    item_index: Int32,
+    items: tuple[Float32, Bool],
+    weights: tuple[Float32, Float32],
+    events: tuple[Int64, Int64, Int32],
     limit: int,
-) -> Float32:
-    """One recurrence a request, in an order of additions that no other request changes.
+    states: Float32,
+) -> None:
+    """One recurrence a request from its state on, in an order of additions that no other request changes.
 
-    On one thread: of numba's threading layers the one that is always there must not be entered twice.
+    `events` are the first and the end of each request, and items. On one thread: of numba's threading layers
+    the one that is always there must not be entered twice.
     """
-    state_weights, state_bias, output, output_bias = weights
-    dim = output.shape[0]
-    out = np.zeros((len(offsets) - 1, dim), np.float32)
-    for q in range(len(offsets) - 1):
-        h = np.zeros(dim, np.float32)
-        gates = np.empty(3 * dim, np.float32)
-        found = False
-        for row in range(max(offsets[q], offsets[q + 1] - limit), offsets[q + 1]):
+    inputs, known = items
+    state_weights, state_bias = weights
+    starts, ends, item_index = events
+    gates = np.empty(len(state_bias), np.float32)
+    for q in range(len(starts)):
+        for row in range(max(starts[q], ends[q] - limit), ends[q]):
             item = item_index[row]
             if item < 0 or not known[item]:
                 continue
-            found = True
             gates[:] = state_bias
-            _add_product(h, state_weights, gates)
-            _step(inputs[item], gates, h)
-        if found:
+            _add_product(states[q], state_weights, gates)
+            _step(inputs[item], gates, states[q])
+
+
+@njit(cache=True, nogil=True)
+def _to_vectors(states: Float32, output: Float32, output_bias: Float32) -> Float32:
+    """(requests, d) what the states mean; zeros for one of zeros, to which no event leads."""
+    out = np.zeros_like(states)
+    for q in range(len(states)):
+        if states[q].any():
             out[q] = output_bias
-            _add_product(h, output, out[q])
+            _add_product(states[q], output, out[q])
     return out
 
 

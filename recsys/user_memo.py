@@ -8,6 +8,8 @@ from recsys.events import Float32
 from recsys.requests import HistoryBatch
 
 MOST = 20_000
+MOST_NEW = 4
+"""So many events back a shorter history is looked for."""
 
 
 class UserMemo:
@@ -30,7 +32,7 @@ class UserMemo:
         """
         if len(history) != 1:
             return compute()
-        key = history.item_index.tobytes() + history.type_index.tobytes() + beside
+        key = _key(history, len(history.item_index)) + beside
         found = self._vectors.get(key)
         if found is None:
             if len(self._vectors) >= self._most:
@@ -38,6 +40,25 @@ class UserMemo:
             found = self._vectors[key] = compute()
         return found
 
+    def before(self, history: HistoryBatch) -> tuple[int, Float32] | None:
+        """What is remembered of one history without its newest events, and how many events that was; or None.
+
+        So a model that reads event by event need not begin anew when a user does something.
+        """
+        if len(history) != 1:
+            return None
+        events = len(history.item_index)
+        for count in range(events - 1, max(events - 1 - MOST_NEW, 0), -1):
+            found = self._vectors.get(_key(history, count))
+            if found is not None:
+                return count, found
+        return None
+
     def clear(self) -> None:
         """Forget everything: the model has changed."""
         self._vectors = {}
+
+
+def _key(history: HistoryBatch, events: int) -> bytes:
+    """The oldest `events` of a single history."""
+    return history.item_index[:events].tobytes() + history.type_index[:events].tobytes()

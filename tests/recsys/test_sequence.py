@@ -193,3 +193,12 @@ def test_the_loss_and_its_gradients_are_those_of_autograd() -> None:
     assert loss == pytest.approx(float(expected.detach()), rel=1e-6)
     for leaf, gradient in zip(inputs, gradients, strict=True):
         torch.testing.assert_close(gradient, leaf.grad)
+
+
+def test_a_longer_history_is_read_on_from_a_shorter_one_to_the_same_bits(model: SequenceModel) -> None:
+    """A new event, several, one of an unknown item, and histories past the limit, which lose their oldest."""
+    items = [4, 1, -1, 0, 9, 7, 2, 3, 5, 5, 8, 6]
+    fresh = [replace(model).user_vectors(histories(items[:count]))[0] for count in range(13)]
+    asked = replace(model)
+    for count in [0, 1, 2, 3, 5, 9, 10, 11, 12, 4]:
+        assert (asked.user_vectors(histories(items[:count]))[0] == fresh[count]).all()

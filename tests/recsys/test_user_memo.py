@@ -27,6 +27,17 @@ def test_a_history_is_computed_once_and_another_one_anew():
     assert ask(history(1, 2)) is not first
 
 
+def test_what_was_before_the_newest_events_is_found():
+    memo, two = UserMemo(), np.full((1, 2), 2.0, np.float32)
+    memo.get(history(1, 2), lambda: two)
+    assert memo.before(history(1, 2)) is None
+    for newer in ([3], [3, 4, 5, 6]):
+        assert memo.before(history(1, 2, *newer)) == (2, two)
+    assert memo.before(history(1, 2, 3, 4, 5, 6, 7)) is None
+    assert memo.before(history(0, 2, 3)) is None
+    assert memo.before(history(1, 2, 3, kind=1)) is None
+
+
 def test_it_stays_small_and_keeps_no_batches():
     memo = UserMemo(most=3)
     for item in range(10):
