@@ -20,8 +20,8 @@ from serving.lifecycle.worker import Worker
 from serving.messages import Event
 
 BATCH = 256
-SLICE = 16
-"""So many events are applied before others have their turn."""
+SLICE, LONG_SLICE = 16, 64
+"""So many events are applied before others have their turn; more of a full batch, behind which more wait."""
 PERIOD_S = 0.25
 """The log is looked at so often also when nobody says that there is something new."""
 LIMIT_S = 10.0
@@ -85,10 +85,11 @@ class Follower:
             "events_blocked", f"the log did not answer in {LIMIT_S:g} s", exit_code=EXIT_TEMPORARY
         )
         found = await self._worker.run(lambda: self._read(min(reached)), LIMIT_S, late)
+        many = SLICE if len(found) < BATCH else LONG_SLICE
         for place, (event, sequence) in enumerate(found):
             for slot in self._slots:
                 slot.apply(event, sequence)
-            if place % SLICE == SLICE - 1 or place == len(found) - 1:
+            if place % many == many - 1 or place == len(found) - 1:
                 for slot in self._slots:
                     slot.settle()
                 await self._pause()
