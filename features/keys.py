@@ -102,12 +102,23 @@ def _grown(column: Array, size: int) -> Array:
     return grown
 
 
+@njit(cache=True, nogil=True, inline="always")
+def code_of(item: int, codes: Int32) -> int:
+    """The code of an item, -1 for one without a code or outside the catalogue."""
+    return int(codes[item]) if 0 <= item < len(codes) else -1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def pair_of(user: int, second: int) -> int:
+    """The key of user and item, or user and code, as one number; UNKNOWN where either is."""
+    return (user << _BITS) | second if user >= 0 and second >= 0 else UNKNOWN
+
+
 @njit(cache=True, nogil=True)
 def _gather(codes: Int32, item_index: Int32) -> Int64:
     found = np.empty(len(item_index), np.int64)
     for row in range(len(item_index)):
-        item = item_index[row]
-        found[row] = codes[item] if 0 <= item < len(codes) else -1
+        found[row] = code_of(item_index[row], codes)
     return found
 
 
@@ -115,7 +126,7 @@ def _gather(codes: Int32, item_index: Int32) -> Int64:
 def _pair(user: Int64, second: Int64) -> Int64:
     found = np.empty(len(user), np.int64)
     for row in range(len(user)):
-        found[row] = (user[row] << _BITS) | second[row] if user[row] >= 0 and second[row] >= 0 else -1
+        found[row] = pair_of(user[row], second[row])
     return found
 
 

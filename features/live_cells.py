@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from features.counters import decayed
-from features.keys import UNKNOWN, slot_of
+from features.keys import UNKNOWN, code_of, pair_of, slot_of
 from recsys.events import Float32, Float64, Int32, Int64
 
 KEYS = ("global", "user", "item", "category", "subcategory", "user_category", "user_subcategory", "user_item")
@@ -114,12 +114,9 @@ def _find_slots(
     of_items = kind in (_ITEM, _USER_ITEM)
     seen = np.full(_SEEN, -1, np.int64)  # rows of one category are looked up once
     for row in range(len(items)):
-        item = items[row]
-        key = np.int64(item)
-        if not of_items:
-            key = np.int64(codes[item]) if 0 <= item < len(codes) else np.int64(-1)
-        if kind >= _OF_USER and key >= 0:
-            key = (np.int64(user) << 32) | key if user >= 0 else np.int64(-1)
+        key = int(items[row]) if of_items else code_of(items[row], codes)
+        if kind >= _OF_USER:
+            key = pair_of(int(user), key)
         if of_items:
             out[row] = slot_of(table, known, size, key)
             continue

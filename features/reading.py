@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from features.keys import ItemTable
+from features.keys import ItemTable, code_of
 from features.plan import DAY_S, StatePlan
 from recsys.events import Float32, Float64, Int32, Int64, concatenated_ranges, lengths_to_offsets
 from recsys.requests import HistoryBatch, Requests
@@ -94,23 +94,18 @@ def _write_ages(items: Int32, moment: float, created_at: Float64, out: Float32) 
         out[row] = (age if not age < 0.0 else 0.0) / DAY_S
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _code(item: int, codes: Int32) -> int:
-    return int(codes[item]) if 0 <= item < len(codes) else -1
-
-
 @njit(cache=True, nogil=True)
 def _count_codes(items: Int32, codes: Int32, counts: Int64) -> int:
     """How many different codes these items have; `counts` (codes,) is zeros before and after."""
     distinct = 0
     for item in items:
-        code = _code(item, codes)
+        code = code_of(item, codes)
         if code >= 0:
             distinct += counts[code] == 0
             counts[code] = 1
     for item in items:
-        if _code(item, codes) >= 0:
-            counts[_code(item, codes)] = 0
+        if code_of(item, codes) >= 0:
+            counts[code_of(item, codes)] = 0
     return distinct
 
 
@@ -118,11 +113,11 @@ def _count_codes(items: Int32, codes: Int32, counts: Int64) -> int:
 def _write_shares(items: Int32, codes: Int32, counts: Int64, out: Float32) -> None:
     """The share of these items that have the code of each, NaN without one; `counts` as in `_count_codes`."""
     for item in items:
-        if _code(item, codes) >= 0:
-            counts[_code(item, codes)] += 1
+        if code_of(item, codes) >= 0:
+            counts[code_of(item, codes)] += 1
     for row in range(len(items)):
-        code = _code(items[row], codes)
+        code = code_of(items[row], codes)
         out[row] = counts[code] / len(items) if code >= 0 else math.nan
     for item in items:
-        if _code(item, codes) >= 0:
-            counts[_code(item, codes)] = 0
+        if code_of(item, codes) >= 0:
+            counts[code_of(item, codes)] = 0
