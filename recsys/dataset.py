@@ -27,8 +27,6 @@ from recsys.events import (
 )
 
 MOST_EVENT_TYPES = 127
-MAX_ID_BYTES = 512
-"""Of UTF-8, in ids and in names of event types."""
 
 
 class Ids:

@@ -14,8 +14,8 @@ from typing import Any
 import dataframely as dy
 import polars as pl
 
-from recsys.dataset import MAX_ID_BYTES
 from recsys.errors import RecsysError
+from recsys.limits import MAX_ID_BYTES
 
 ITEMS = "items"
 EVENTS = "events"

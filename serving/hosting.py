@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +13,11 @@ from typing import Any
 from recsys.errors import EXIT_CONFIG, EXIT_NO_INPUT, RecsysError
 from recsys.signing import load_public_keys
 from recsys.versions import parse_model_uri
-from serving.events.log import EventLog
-from serving.events.writer import EventWriter
+from serving.events.place import LogPlace
+from serving.events.tail import LogTail
 from serving.experiments.experiment import Experiment
 from serving.http.admin import Admin, no_shadow
-from serving.http.intake import EventIntake
+from serving.http.intake_process import IntakeProcess
 from serving.http.services import Observer
 from serving.http.settings import ServerSettings
 from serving.http.site import Parts, Watched
@@ -33,7 +33,7 @@ from serving.lifecycle.source import FolderSource, RegistrySource, Source
 from serving.lifecycle.supply import ModelSupply
 from serving.lifecycle.watch import ModelWatch, WatchSettings
 from serving.logs import LineLog
-from serving.messages import FAILING, OVERLOADED, Event, Ranking, RankRequest
+from serving.messages import FAILING, OVERLOADED, Ranking, RankRequest
 from serving.meters import Meters
 
 REGISTRY = "models:/"
@@ -75,7 +75,7 @@ class Station:
         role: str,
         settings: HostSettings,
         told: tuple[Meters, LineLog],
-        events: EventLog,
+        events: LogTail,
         pause: Callable[[], Awaitable[None]],
     ) -> None:
         """Open what the model comes from; nothing is fetched yet.
@@ -141,12 +141,15 @@ class Host:
     Entering gives a future that ends only by a failure with which serving makes no sense.
     """
 
-    def __init__(self, settings: HostSettings, events: EventLog, meters: Meters, log: LineLog) -> None:
+    def __init__(
+        self, settings: HostSettings, place: LogPlace, intake: IntakeProcess, meters: Meters, log: LineLog
+    ) -> None:
         """Put the parts together.
 
         Args:
             settings: what is served.
-            events: the log, closed in the end; nobody else appends to it.
+            place: of the log of events.
+            intake: stores events there; closed in the end.
             meters: count.
             log: hears of everything, in lines.
 
@@ -154,9 +157,10 @@ class Host:
             RecsysError: of `Station`.
         """
         self.turns = Turns(settings.server.most_waiting, settings.server.deadline_s)
+        self._intake, self._events = intake, LogTail(place, intake.damage)
 
         def station(uri: str, role: str) -> Station:
-            return Station(uri, role, settings, (meters, log), events, self.turns.lull)
+            return Station(uri, role, settings, (meters, log), self._events, self.turns.lull)
 
         self._main = station(settings.model, MAIN)
         self._stations = [self._main]
@@ -166,18 +170,16 @@ class Host:
         if settings.shadow is not None:
             self._stations.append(station(settings.shadow, "shadow"))
             self._shadow = Shadow(self._stations[-1].slot, lambda: self.turns.is_busy, settings.shadowing)
-        self._events, self._writer = events, EventWriter(events)
         self._settings, self._meters, self._log = settings, meters, log
         self._tasks: list[asyncio.Task[None]] = []
 
     def parts(self) -> Parts:
         """What the site is made of."""
-        experiment, server = self._settings.experiment, self._settings.server
-        shadow = self._shadow
+        experiment, shadow = self._settings.experiment, self._shadow
         return Parts(
             main=Watched(self._main.slot, self._observer()),
             challenge=None if experiment is None else (experiment, self._stations[1].watched),
-            intake=EventIntake(self._writer, self._hear, server, self.turns.lull),
+            intake=self._intake,
             admin=Admin(
                 reload=self._main.watch.reload,
                 rollback=self._main.watch.rollback,
@@ -195,7 +197,10 @@ class Host:
         required = asyncio.ensure_future(first.live(required=True))
         work: list[Coroutine[Any, Any, None]] = [station.live(required=False) for station in others]
         work += [part for station in self._stations for part in station.work()]
-        work.append(self._tell_of_damage())
+        work += [
+            self._intake.run(self._hear, self._events.renew, self._log.failure),
+            self._tell_of_damage(),
+        ]
         if self._shadow is not None:
             work.append(self._shadow.run())
         self._tasks = [required, *(asyncio.ensure_future(each) for each in work)]
@@ -215,12 +220,12 @@ class Host:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for station in self._stations:
             await station.close()
-        self._writer.close()
         self._events.close()
+        self._intake.close()
 
-    def _hear(self, events: Sequence[Event]) -> None:
+    def _hear(self) -> None:
         for station in self._stations:
-            station.follower.hear(events)
+            station.follower.hear()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Tell of work that should have gone on for ever."""
@@ -231,7 +236,7 @@ class Host:
         """Say once of each finding what of the log is broken: when it was opened, and whenever it is read."""
         told = 0
         while True:
-            for place in self._events.damage.places[told:]:
+            for place in self._intake.damage.places[told:]:
                 self._log.write({"time": time.time(), "event": "events_damaged", "what": place[:200]})
                 told += 1
             await asyncio.sleep(DAMAGE_S)

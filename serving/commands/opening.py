@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recsys.errors import EXIT_UNAVAILABLE, RecsysError
-
 if TYPE_CHECKING:
     from serving.events.log import EventReader
-    from serving.events.redis_log import RedisLog
+    from serving.events.place import LogPlace
 
 LOG_NAME = "events.db"
 """Name of the log in the home folder, where a server keeps it unless told otherwise."""
@@ -28,27 +26,18 @@ HomeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
-def open_reader(log: Path | None, redis: str | None, redis_name: str, home: Path | None) -> EventReader:
-    """The log for reading: the file where one is named, else the store, else the home's file.
-
-    Raises:
-        RecsysError: `missing_extra` (exit 69); of the log.
-    """
-    from serving.events.sqlite_reader import SqliteReader
+def log_place(log: Path | None, redis: str | None, redis_name: str, home: Path | None) -> LogPlace:
+    """The file where one is named, else the store, else the home's file."""
+    from serving.events.place import LogPlace
 
     if redis and not log:
-        return open_redis(redis, redis_name)
-    return SqliteReader(log or home_folder(home) / LOG_NAME)
+        return LogPlace(redis=redis, name=redis_name)
+    return LogPlace(file=str((log or home_folder(home) / LOG_NAME).absolute()))
 
 
-def open_redis(url: str, name: str) -> RedisLog:
-    """The log in Redis or Valkey; raises RecsysError `missing_extra` (exit 69), and of the log."""
-    try:
-        from serving.events.redis_log import RedisLog
-    except ModuleNotFoundError as error:
-        what = f"module {error.name} is missing: install recsys[redis]"
-        raise RecsysError("missing_extra", what, exit_code=EXIT_UNAVAILABLE) from error
-    return RedisLog(url, name=name)
+def open_reader(log: Path | None, redis: str | None, redis_name: str, home: Path | None) -> EventReader:
+    """The log for reading, see `log_place`; raises RecsysError `missing_extra` (exit 69), and of the log."""
+    return log_place(log, redis, redis_name, home).open_reader()
 
 
 def home_folder(given: Path | None) -> Path:

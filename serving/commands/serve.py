@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +17,16 @@ import typer
 
 from recsys.errors import EXIT_UNAVAILABLE, RecsysError
 from serving.commands.opening import (
-    LOG_NAME,
     HomeOption,
     JsonOption,
     RedisNameOption,
     RedisOption,
     home_folder,
-    open_redis,
+    log_place,
 )
 
 if TYPE_CHECKING:
-    from serving.events.log import EventLog
+    from serving.events.place import LogPlace
     from serving.experiments.experiment import Experiment
     from serving.hosting import HostSettings
 
@@ -93,15 +92,7 @@ def serve(
         watch=settings.watch,
         shadowing=settings.shadow,
     )
-
-    def open_log() -> EventLog:
-        if redis and not log:
-            return open_redis(redis, redis_name)
-        from serving.events.sqlite_log import SqliteLog
-
-        return SqliteLog(log or place / LOG_NAME)
-
-    _serve(hosted, open_log, as_json=as_json)
+    _serve(hosted, log_place(log, redis, redis_name, place), as_json=as_json)
 
 
 def _prepare_libraries(home: Path) -> None:
@@ -113,10 +104,12 @@ def _prepare_libraries(home: Path) -> None:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(home / "cache" / "kernels"))
 
 
-def _serve(settings: HostSettings, open_log: Callable[[], EventLog], *, as_json: bool) -> None:
+def _serve(settings: HostSettings, place: LogPlace, *, as_json: bool) -> None:
     """Serve until a signal; what is wrong with keys and addresses is told before anything else begins."""
     with _no_collections():
+        from serving.events.log import Damage
         from serving.hosting import Host
+        from serving.http.intake_process import IntakeProcess
         from serving.http.keys import VARIABLE as KEYS_VARIABLE
         from serving.http.keys import check_bind, read_keys
         from serving.http.server import bind, room_for_connections, run
@@ -131,11 +124,11 @@ def _serve(settings: HostSettings, open_log: Callable[[], EventLog], *, as_json:
     with ExitStack() as open_ones:
         public = open_ones.enter_context(bind(server.host, server.port))
         admin = open_ones.enter_context(bind("127.0.0.1", server.admin_port))
-        events = open_ones.enter_context(closing(open_log()))
+        intake = open_ones.enter_context(closing(IntakeProcess(place, server, Damage())))
         meters = Meters()
         log = open_ones.enter_context(closing(LineLog(sys.stderr.fileno(), meters.lines_dropped)))
         log_to(log)
-        host = Host(replace(settings, server=server), events, meters, log)
+        host = Host(replace(settings, server=server), place, intake, meters, log)
         site = make_site(host.parts(), keys, server, public, admin)
         ports = (public.getsockname()[1], admin.getsockname()[1])
         run(site, lambda: _say(server.host, *ports, as_json=as_json))

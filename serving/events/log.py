@@ -103,9 +103,15 @@ class EventReader(Protocol):
 
 
 class EventLog(EventReader, Protocol):
-    """A log with one order, where each id stands at most once."""
+    """A log with one order, where each id stands at most once.
+
+    Attributes:
+        durability: what an acknowledgement means.
+        openings: how often it was opened; who reads it from elsewhere opens it anew after each.
+    """
 
     durability: Durability
+    openings: int
 
     @property
     def state(self) -> State:

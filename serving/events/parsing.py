@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from recsys.dataset import MAX_ID_BYTES
 from recsys.errors import RecsysError
+from recsys.limits import MAX_ID_BYTES
 from serving.events.log import Record
 from serving.messages import (
     KINDS,

@@ -47,19 +47,23 @@ _OUTCOMES = (Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.CONFLICT)
 class RedisLog:
     """An `log.EventLog` that other processes may write too. Safe to use from several threads."""
 
-    def __init__(self, url: str, *, name: str = "recsys", timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, *, name: str = "recsys", timeout_s: float = TIMEOUT_S, damage: Damage | None = None
+    ) -> None:
         """Connect.
 
         Args:
             url: `redis://`, `rediss://` or `unix://`, with the password where there is one.
             name: the keys are `{name}:events`, `{name}:event-ids` and `{name}:event-count`.
             timeout_s: of each command.
+            damage: where findings are counted; a count of its own by default.
 
         Raises:
             RecsysError: `events_blocked` where the server cannot be used; `redis_evicts` (exit 78) where it
                 may drop what it holds; `usage` (exit 64) for another kind of URL.
         """
-        self.damage = Damage()
+        self.damage = Damage() if damage is None else damage
+        self.openings = 1
         self.durability: Durability = "os"
         self._is_new = False  # whether there is a connection that the server was not looked at through
         self._client, self._where = _client(url, timeout_s, self._connected)

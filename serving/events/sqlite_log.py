@@ -48,6 +48,7 @@ class SqliteLog:
         self.path = path
         self.durability = durability
         self.damage = Damage()
+        self.openings = 0
         self._reserve = reserve_bytes
         self._turn = threading.Lock()  # of appends; taken before the other where both are
         self._opening = threading.Lock()  # of the reader
@@ -124,6 +125,7 @@ class SqliteLog:
                 writer = open_writer(self.path, self.durability, self.damage)
                 (self._last,) = writer.execute("SELECT value FROM facts WHERE name = 'last'").fetchone()
                 self._writer = writer
+                self.openings += 1
             except (OSError, sqlite3.Error, RecsysError) as error:
                 self._reason = str(error)
                 self._retry_at = time.monotonic() + RETRY_S

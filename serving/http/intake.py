@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
 from time import perf_counter
 
 from serving.events.log import Outcome
@@ -18,13 +15,11 @@ from serving.events.writer import EventWriter
 from serving.http.batches import METARANK, OURS, Batch, Dialect, pieces
 from serving.http.settings import ServerSettings
 from serving.http.turns import SHARE
-from serving.messages import Event, EventsAnswer, Rejected
+from serving.messages import EventsAnswer, Rejected
 from serving.problems import Refusal
 
 LONG_S = 0.005
 """After a piece that took longer, others have the loop for a while."""
-
-Hear = Callable[[Sequence[Event]], None]
 
 
 class EventIntake:
@@ -33,37 +28,15 @@ class EventIntake:
     def __init__(
         self,
         writer: EventWriter,
-        hear: Hear,
         settings: ServerSettings,
-        pause: Callable[[], Awaitable[None]],
         window: Window | None = None,
     ) -> None:
-        """Put it together.
-
-        Args:
-            writer: of the log.
-            hear: of accepted events: in the loop, before the client.
-            settings: the limits.
-            pause: lets others have their turn, between two pieces.
-            window: moments that are taken.
-        """
+        """Take the writer of the log, the limits, and the moments that are taken."""
         self._writer = writer
-        self._hear = hear
-        self._pause = pause
         self._most, self._limit_s = settings.most_batches, settings.events_s
         self._window = window
         self._batches = 0
         self._piece = asyncio.Lock()
-
-    @property
-    def state(self) -> str:
-        """Whether events can be stored: ok or blocked."""
-        return "ok" if self._writer.log.state == "ready" else "blocked"
-
-    @property
-    def durability(self) -> str:
-        """What an acknowledgement means."""
-        return self._writer.log.durability
 
     async def take(self, body: bytes, kind: str) -> EventsAnswer:
         """Store the events of a body; `kind` is its media type.
@@ -87,7 +60,7 @@ class EventIntake:
         try:
             while True:
                 async with self._piece:
-                    await self._pause()
+                    await asyncio.sleep(0)
                     begin = perf_counter()
                     values = next(waiting, None)
                     if values is None:
@@ -111,25 +84,11 @@ class EventIntake:
         )
 
     async def _written(self, batch: Batch) -> list[Outcome]:
-        loop = asyncio.get_running_loop()
-        events = [event for _, event, _ in batch.good]
         future = self._writer.submit([record for _, _, record in batch.good])
-
-        def written(done: Future[list[Outcome]]) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._heard, events, done)
-
-        future.add_done_callback(written)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self._limit_s)
         except TimeoutError:
             raise Refusal("events_slow", "send the same events again") from None
-
-    def _heard(self, events: Sequence[Event], done: Future[list[Outcome]]) -> None:
-        if done.cancelled() or done.exception() is not None:
-            return
-        pairs = zip(events, done.result(), strict=True)
-        self._hear([event for event, outcome in pairs if outcome == Outcome.ACCEPTED])
 
 
 async def _rest(spent_s: float) -> None:

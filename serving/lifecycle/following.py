@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
 from recsys.errors import EXIT_TEMPORARY, RecsysError
 from serving.events.log import Stored
@@ -53,7 +52,7 @@ class Follower:
         self._worker = Worker("events")
         self._new = asyncio.Event()
 
-    def hear(self, events: Sequence[Any] = ()) -> None:
+    def hear(self) -> None:
         """Look at the log now: something was stored."""
         self._new.set()
 

@@ -93,6 +93,15 @@ class Running:
                 time.sleep(pause_s)
             return answers(read_all(connection))
 
+    @property
+    def intake_pid(self) -> int:
+        """The process that stores events."""
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        children = " ".join((thread / "children").read_text() for thread in threads).split()
+        commands = {int(each): Path(f"/proc/{each}/cmdline").read_bytes() for each in children}
+        (found,) = (each for each, command in commands.items() if b"intake_child" in command)
+        return found
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(PATIENCE_S)

@@ -21,7 +21,7 @@ from typer.main import get_command
 from pipelines.cli import app
 from recsys import errors
 from recsys.cold_start import RUNGS
-from recsys.dataset import MAX_ID_BYTES
+from recsys.limits import MAX_ID_BYTES
 from serving import messages
 from serving.commands.serve_settings import Settings, known_fields, read_settings
 from serving.events.parsing import Window

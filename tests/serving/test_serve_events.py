@@ -231,7 +231,11 @@ def check_kills(hosted, bundle: Path, folder: Path, kills: int) -> None:
             senders = Senders(server, life, 8)
             wait_until(lambda senders=senders: senders.acknowledged)
             time.sleep(draws.uniform(0.0, 0.5))
+            intake = server.intake_pid
             assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+            if draws.random() < 0.5:  # else it puts on the disk what it has
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(intake, signal.SIGKILL)
             senders.join()
         assert not senders.refused
         sent |= senders.sent
@@ -258,6 +262,46 @@ def test_c14_a_hundred_kills_under_ingest_lose_and_double_nothing(hosted, bundle
     check_kills(hosted, bundle_folder, tmp_path, 100)
 
 
+def test_an_intake_that_is_killed_starts_again_and_nothing_is_lost_or_doubled(
+    hosted, bundle_folder, tmp_path
+):
+    """Ranking does not notice; who sends events is told to send them again."""
+    acknowledged, refused = set[str](), Counter[str]()
+    with hosted(bundle_folder, tmp_path, deadline_s=10.0) as server:
+        for life in range(4):
+            for number in range(10):
+                event = click(f"e{life}-{number}")
+                if number == 5:
+                    os.kill(server.intake_pid, signal.SIGKILL)
+                    assert reason(server, "u03", "i05") is None
+                while (got := server.post("/v1/events", [event])).status != 200:
+                    refused[got.problem(503, "events_blocked")["code"]] += 1
+                    assert got.headers["retry-after"]
+                    time.sleep(0.05)
+                acknowledged.add(event["event_id"])
+            assert server.ask("GET", "/readyz").json["events"] == "ok"
+        wait_until(lambda: asked(server, "u03", ITEMS, time.time() + 60.0))
+        assert server.stop() == 0
+        assert server.log.count("intake_ended") == 4
+    assert refused
+    assert exported(tmp_path / "events.db", tmp_path / "export") == Counter(acknowledged)
+
+
+def test_an_intake_that_hangs_stops_events_alone(hosted, bundle_folder, tmp_path):
+    with hosted(bundle_folder, tmp_path, deadline_s=10.0, events_s=0.5) as server:
+        accept(server, click("before"))
+        os.kill(server.intake_pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        server.post("/v1/events", [click("meanwhile")]).problem(503, "events_slow")
+        assert time.monotonic() - begin < 5.0
+        assert reason(server, "u03", "i05") is None
+        os.kill(server.intake_pid, signal.SIGCONT)
+        got = server.post("/v1/events", [click("after")])
+        assert got.json["accepted"] == 1
+        assert server.stop() == 0
+    assert exported(tmp_path / "events.db", tmp_path / "export") == Counter(["before", "meanwhile", "after"])
+
+
 def test_c16_the_same_event_from_everywhere_counts_once(hosted, bundle_folder, tmp_path):
     event = click("again", user_id="writer", event_type="purchase")
     for life in range(2):
@@ -277,7 +321,7 @@ def test_c19_a_full_disk_stops_events_alone_and_room_brings_them_back(hosted, bu
     """The limit of the size of its files stands for the disk: a process can be given one from outside."""
     with hosted(bundle_folder, tmp_path, deadline_s=10.0) as server:
         accept(server, click("before"))
-        pid, (_, hard) = server.process.pid, resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+        pid, (_, hard) = server.intake_pid, resource.prlimit(server.intake_pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (2**20, hard))
         for number in range(5):
             server.post("/v1/events", click(f"full-{number}")).problem(507, "storage_full")

@@ -84,6 +84,7 @@ def test_c38_nothing_is_unpickled_started_or_called_up(bundle_folder, second_fol
         shutil.copytree(second_folder, served)
         assert server.ask("POST", "/admin/reload", admin=True).status == 200
         changed = seen(tmp_path, pid, after=len(started) + len(used))
+        intake = seen(tmp_path, server.intake_pid)
         assert server.stop() == 0
     for pickled in ([rest for event, rest in part if event == PICKLED] for part in (started, used, changed)):
         assert [rest for rest in pickled if not OWN_PICKLES.fullmatch(rest)] == []
@@ -91,12 +92,14 @@ def test_c38_nothing_is_unpickled_started_or_called_up(bundle_folder, second_fol
         [(event, rest) for event, rest in part if event != PICKLED] for part in (started, used, changed)
     ]
     assert [[event for event, _ in part] for part in others] == [
-        ["socket.bind", "socket.bind", "subprocess.Popen"],
+        ["socket.bind", "socket.bind", "subprocess.Popen", "subprocess.Popen"],
         [],
         ["subprocess.Popen"],
     ]
-    for _, rest in (others[0][2], others[2][0]):
+    assert "'-P', '-m', 'serving.http.intake_child'" in others[0][2][1]
+    for _, rest in (others[0][3], others[2][0]):
         assert "'-P', '-m', 'serving.lifecycle.trial_child'" in rest
+    assert intake == []
 
 
 @pytest.mark.soak  # compiles every kernel once more
@@ -126,12 +129,13 @@ def traced(server: Running, calls: str, file: Path) -> Iterator[None]:
         f"trace={calls}",
         "-o",
         str(file),
-        "-p",
-        str(server.process.pid),
+        *("-p", str(server.process.pid)),
+        *("-p", str(server.intake_pid)),
     ]
     with subprocess.Popen(words, stderr=subprocess.PIPE) as tracer:
-        if b"attached" not in tracer.stderr.readline():
-            pytest.skip("processes cannot be traced here")
+        for _ in range(2):
+            if b"attached" not in tracer.stderr.readline():
+                pytest.skip("processes cannot be traced here")
         yield
         tracer.send_signal(signal.SIGINT)
 

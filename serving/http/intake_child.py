@@ -1,0 +1,138 @@
+"""What the process that stores events does: it checks batches, writes them, and says what became of them.
+
+It is a process of its own so that no ranking request waits while events are checked and written, and it gives
+way to everybody else. It goes on until the server is gone, and then puts on the disk what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack, closing, suppress
+from typing import NoReturn
+
+from recsys.errors import RecsysError
+from serving.events.log import EventLog
+from serving.events.writer import EventWriter
+from serving.http.intake import EventIntake
+from serving.http.intake_frames import (
+    BEGIN,
+    LENGTH_BYTES,
+    TAKE,
+    Begin,
+    NotOpened,
+    Opened,
+    Refused,
+    Report,
+    Take,
+    Taken,
+    frame,
+    receive,
+)
+from serving.http.settings import ServerSettings
+from serving.logs import LineLog
+from serving.problems import Refusal
+
+NICE = 15
+"""The system prefers who answers requests; beside a process that never rests this one gets 3% of a core."""
+REPORT_S = 0.25
+HELD_S, RETRY_S = 2.0, 0.05
+
+
+def main(words: list[str]) -> NoReturn:
+    """Serve one server, which holds the other end of the socket with this number."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # meant for the server
+    os.nice(NICE)
+    with ExitStack() as held:
+        connection = held.enter_context(socket.socket(fileno=int(words[0])))
+        begin = receive(connection, BEGIN)
+        try:
+            log = held.enter_context(closing(_open(begin)))
+        except RecsysError as error:
+            connection.sendall(frame(NotOpened(error.code, error.what, error.where, error.exit_code)))
+            sys.exit(0)
+        connection.sendall(frame(Opened(log.durability)))
+        lines = held.enter_context(closing(LineLog(sys.stderr.fileno())))
+        writer = held.enter_context(closing(EventWriter(log)))
+        settings = ServerSettings(most_batches=begin.most_batches, events_s=begin.events_s)
+        asyncio.run(_Service(log, EventIntake(writer, settings), lines).run(connection))
+    sys.exit(0)
+
+
+class _Service:
+    """One connection's worth of work."""
+
+    def __init__(self, log: EventLog, intake: EventIntake, lines: LineLog) -> None:
+        self._log, self._intake, self._lines = log, intake, lines
+        self._told = 0  # findings
+        self._last: tuple[str, int] | None = None
+
+    async def run(self, connection: socket.socket) -> None:
+        """Take batches until the server is gone, and finish them."""
+        reader, self._out = await asyncio.open_unix_connection(sock=connection)
+        reporting = asyncio.create_task(self._report_on())
+        tasks: set[asyncio.Task[None]] = set()
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                size = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
+                task = asyncio.create_task(self._take(TAKE.decode(await reader.readexactly(size))))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        reporting.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _take(self, take: Take) -> None:
+        ignored = 0
+        try:
+            if take.is_metarank:
+                answer, ignored = await self._intake.take_metarank(take.body, take.kind)
+            else:
+                answer = await self._intake.take(take.body, take.kind)
+            said: Taken | Refused = Taken(take.number, answer, ignored)
+        except Exception as error:
+            said = self._refused(take.number, error)
+        self._report()
+        self._out.write(frame(said))
+
+    def _refused(self, number: int, error: Exception) -> Refused:
+        if isinstance(error, RecsysError):
+            error = Refusal.of(error)
+        if not isinstance(error, Refusal):
+            self._lines.failure("request_failed", error)
+            error = Refusal("internal_failure")
+        return Refused(number, error.code, error.detail, error.place)
+
+    async def _report_on(self) -> None:
+        while True:
+            self._report()
+            await asyncio.sleep(REPORT_S)
+
+    def _report(self) -> None:
+        """Say how the log is, where that is news."""
+        found = self._log.damage.places[self._told :]
+        now = (self._log.state, self._log.openings)
+        if found or now != self._last:
+            self._told += len(found)
+            self._last = now
+            self._out.write(frame(Report(*now, found)))
+
+
+def _open(begin: Begin) -> EventLog:
+    """The log; the process of a server that was killed a moment ago may still hold it."""
+    until = time.monotonic() + HELD_S
+    while True:
+        try:
+            return begin.place.open()
+        except RecsysError as error:
+            if error.code != "lock_held" or time.monotonic() >= until:
+                raise
+        time.sleep(RETRY_S)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
