@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Any
 from recsys.errors import EXIT_CONFIG, EXIT_NO_INPUT, RecsysError
 from recsys.signing import load_public_keys
 from recsys.versions import parse_model_uri
+from serving.events.log import Stored
 from serving.events.place import LogPlace
 from serving.events.tail import LogTail
 from serving.experiments.experiment import Experiment
@@ -223,9 +224,9 @@ class Host:
         self._events.close()
         self._intake.close()
 
-    def _hear(self) -> None:
+    def _hear(self, after: int, stored: Sequence[Stored]) -> None:
         for station in self._stations:
-            station.follower.hear()
+            station.follower.hear(after, stored)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Tell of work that should have gone on for ever."""

@@ -12,11 +12,13 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from typing import NoReturn
 
 from recsys.errors import RecsysError
-from serving.events.log import EventLog
+from serving.events.log import EventLog, Stored
 from serving.events.writer import EventWriter
 from serving.http.intake import EventIntake
 from serving.http.intake_frames import (
@@ -24,6 +26,7 @@ from serving.http.intake_frames import (
     LENGTH_BYTES,
     TAKE,
     Begin,
+    News,
     NotOpened,
     Opened,
     Refused,
@@ -39,7 +42,9 @@ from serving.problems import Refusal
 
 NICE = 15
 """The system prefers who answers requests; beside a process that never rests this one gets 3% of a core."""
-REPORT_S = 0.25
+REPORT_S = NEWS_S = 0.25
+NEWS, LONGEST_NEWS = 256, 2**18
+"""So many records are told at once, and so many bytes of theirs."""
 HELD_S, RETRY_S = 2.0, 0.05
 
 
@@ -71,11 +76,13 @@ class _Service:
         self._log, self._intake, self._lines = log, intake, lines
         self._told = 0  # findings
         self._last: tuple[str, int] | None = None
+        self._new = asyncio.Event()
+        self._reading = ThreadPoolExecutor(1, "events")
 
     async def run(self, connection: socket.socket) -> None:
         """Take batches until the server is gone, and finish them."""
         reader, self._out = await asyncio.open_unix_connection(sock=connection)
-        reporting = asyncio.create_task(self._report_on())
+        beside = [asyncio.create_task(self._report_on()), asyncio.create_task(self._read_on())]
         tasks: set[asyncio.Task[None]] = set()
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
@@ -83,7 +90,8 @@ class _Service:
                 task = asyncio.create_task(self._take(TAKE.decode(await reader.readexactly(size))))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-        reporting.cancel()
+        for task in beside:
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _take(self, take: Take) -> None:
@@ -98,6 +106,7 @@ class _Service:
             said = self._refused(take.number, error)
         self._report()
         self._out.write(frame(said))
+        self._new.set()
 
     def _refused(self, number: int, error: Exception) -> Refused:
         if isinstance(error, RecsysError):
@@ -112,6 +121,21 @@ class _Service:
             self._report()
             await asyncio.sleep(REPORT_S)
 
+    async def _read_on(self) -> None:
+        """Tell what the log holds from now on; also what other servers put there."""
+        loop, after = asyncio.get_running_loop(), self._log.last
+        while True:
+            with suppress(TimeoutError, RecsysError):
+                async with asyncio.timeout(NEWS_S):
+                    await self._new.wait()
+            self._new.clear()
+            with suppress(RecsysError):  # the report says so
+                while found := await loop.run_in_executor(self._reading, self._log.read, after, NEWS):
+                    for news in _cut(found):
+                        self._out.write(frame(News(after, news)))
+                        after = news[-1].sequence
+                        await self._out.drain()
+
     def _report(self) -> None:
         """Say how the log is, where that is news."""
         found = self._log.damage.places[self._told :]
@@ -120,6 +144,18 @@ class _Service:
             self._told += len(found)
             self._last = now
             self._out.write(frame(Report(*now, found)))
+
+
+def _cut(stored: list[Stored]) -> Iterator[list[Stored]]:
+    """The records in messages of a bearable size."""
+    part, size = list[Stored](), 0
+    for each in stored:
+        if part and size + len(each.record.payload) > LONGEST_NEWS:
+            yield part
+            part, size = [], 0
+        part.append(each)
+        size += len(each.record.payload)
+    yield part
 
 
 def _open(begin: Begin) -> EventLog:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from serving.events.log import Durability, State
+from serving.events.log import Durability, State, Stored
 from serving.events.place import LogPlace
 from serving.messages import EventsAnswer
 
@@ -64,6 +64,13 @@ class Report(Struct, frozen=True, tag="report"):
     damage: list[str]
 
 
+class News(Struct, frozen=True, tag="news"):
+    """Everything that the log holds behind the record `after`, up to the last of these, whoever stored it."""
+
+    after: int
+    stored: list[Stored]
+
+
 class Taken(Struct, frozen=True, tag="taken"):
     """What became of a body; `ignored` counts events of which nothing is kept."""
 
@@ -81,7 +88,7 @@ class Refused(Struct, frozen=True, tag="refused"):
     place: tuple[str | int, ...] | None
 
 
-Said = Opened | NotOpened | Report | Taken | Refused
+Said = Opened | NotOpened | Report | News | Taken | Refused
 
 T = TypeVar("T")
 

@@ -6,22 +6,22 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 
 from recsys.errors import RecsysError
-from serving.events.log import Damage, Durability, blocked
+from serving.events.log import Damage, Durability, Stored, blocked
 from serving.events.place import LogPlace
 from serving.http.intake_frames import (
     LENGTH_BYTES,
     SAID,
     Begin,
+    News,
     NotOpened,
     Opened,
     Refused,
     Report,
-    Said,
     Take,
     Taken,
     frame,
@@ -40,6 +40,7 @@ GRACE_S = 1.0
 """Longer than the process itself waits for the disk."""
 END_S = 10.0
 
+Hear = Callable[[int, Sequence[Stored]], None]
 Failed = Callable[[str, BaseException], None]
 
 
@@ -96,14 +97,14 @@ class IntakeProcess:
 
     async def run(
         self,
-        hear: Callable[[], None],
+        hear: Hear,
         renew: Callable[[], None],
         failed: Callable[[str, BaseException], None],
     ) -> None:
         """Pass on what the process says, for ever.
 
         Args:
-            hear: is called where something was stored.
+            hear: gets what the log holds behind a record, and the number of that one.
             renew: where the log must be opened anew by whoever reads it.
             failed: hears that the process ended, and why it does not start.
         """
@@ -142,7 +143,7 @@ class IntakeProcess:
         finally:
             del self._waiting[number]
 
-    async def _listen(self, hear: Callable[[], None], renew: Callable[[], None]) -> None:
+    async def _listen(self, hear: Hear, renew: Callable[[], None]) -> None:
         """Until the process is gone."""
         reader, self._out = await asyncio.open_unix_connection(sock=self._connection)
         try:
@@ -151,8 +152,10 @@ class IntakeProcess:
                 said = SAID.decode(await reader.readexactly(size))
                 if isinstance(said, Report):
                     self._note(said, renew)
-                else:
-                    self._pass_on(said, hear)
+                elif isinstance(said, News):
+                    hear(said.after, said.stored)
+                elif isinstance(said, Taken | Refused):
+                    self._settle(said)
         except (asyncio.IncompleteReadError, ConnectionError):
             self._out.transport.abort()
             self._out = None
@@ -168,11 +171,7 @@ class IntakeProcess:
             self._openings = report.openings
             renew()
 
-    def _pass_on(self, said: Said, hear: Callable[[], None]) -> None:
-        if not isinstance(said, Taken | Refused):
-            return
-        if isinstance(said, Taken) and said.answer.accepted:
-            hear()
+    def _settle(self, said: Taken | Refused) -> None:
         answer = self._waiting.get(said.number)
         if answer is None or answer.done():
             return

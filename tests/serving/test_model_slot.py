@@ -16,7 +16,7 @@ from serving.engine.answering import rank
 from serving.engine.live_model import Level, LiveModel
 from serving.events.parsing import record_of
 from serving.events.sqlite_log import SqliteLog
-from serving.lifecycle.catching_up import catch_up
+from serving.lifecycle.catching_up import catch_up, embed_new_texts
 from serving.lifecycle.following import Follower
 from serving.lifecycle.health_budget import HealthBudget, HealthCheck, Latencies
 from serving.lifecycle.slot import ModelSlot
@@ -150,9 +150,11 @@ def test_a_swap_while_events_pour_in_misses_none_and_doubles_none(bundle, log):
 
     def write(loop: asyncio.AbstractEventLoop, follower: Follower) -> None:
         for start in range(0, len(events), 5):
+            after = log.last
             store(log, events[start : start + 5])
             stored[0] = start + 5
-            loop.call_soon_threadsafe(follower.hear)
+            if start % 4:  # else nobody tells, and the follower looks for itself
+                loop.call_soon_threadsafe(follower.hear, after, log.read(after, 5))
             began = time.monotonic()
             while slot.sequence < stored[0]:
                 time.sleep(0.001)
@@ -231,7 +233,8 @@ def test_a_follower_shows_each_event_to_every_slot(bundle, second_folder, log):
     assert slots[2].current is None
 
 
-def test_a_stored_event_counts_within_a_second(bundle, log):
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_stored_event_counts_within_a_second(bundle, log, is_told):
     event = events_of(1)[0]
     slot = ModelSlot()
     slot.swap(LiveModel.load(bundle, NAME))
@@ -241,7 +244,8 @@ def test_a_stored_event_counts_within_a_second(bundle, log):
         following = asyncio.create_task(follower.run())
         await asyncio.sleep(0.05)
         store(log, [event])
-        follower.hear()
+        if is_told:
+            follower.hear(0, log.read(0, 1))
         start = time.perf_counter()
         while slot.current.sequence < 1:
             await asyncio.sleep(0.001)
@@ -250,6 +254,31 @@ def test_a_stored_event_counts_within_a_second(bundle, log):
         return time.perf_counter() - start
 
     assert asyncio.run(asyncio.wait_for(wait(), 10.0)) < 1.0
+
+
+def test_a_part_that_was_not_told_is_read_from_the_log(bundle, log):
+    """Of four parts the first and the third are lost, and the fourth is told twice."""
+    events, slot = events_of(40), ModelSlot()
+    slot.swap(LiveModel.load(bundle, NAME))
+    store(log, events)
+    unread: list[int] = []
+
+    class Counted:
+        def read(self, after: int, limit: int):
+            unread.append(after)
+            return log.read(after, 10)
+
+    async def follow() -> None:
+        follower = Follower(Counted(), [slot], pytest.fail)
+        for after in (10, 30, 30):
+            follower.hear(after, log.read(after, 10))
+        while await follower.step(look=False):
+            pass
+
+    asyncio.run(follow())
+    embed_new_texts(slot.current)
+    assert unread == [0, 20]
+    assert_same(slot.current, model_that_saw(bundle, events))
 
 
 def test_a_log_that_cannot_be_read_is_told_and_followed_again(bundle, log):
