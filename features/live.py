@@ -156,7 +156,6 @@ class LiveState:
         nothing = LogRows.of([])
         for inlet in self.inlets:
             self._apply(inlet, nothing)
-        LiveHistories.empty(self.features.history_limit).append(0, 0, 0, 0.0)
 
     def _take_in(self, now: float) -> None:
         self.settle()
@@ -192,9 +191,9 @@ class LiveState:
 
     def _remember(self, rows: LogRows) -> None:
         chosen = np.flatnonzero((rows.user_index >= 0) & (self.weights["outcome"][rows.type_index] > 0))
-        columns = (rows.user_index, rows.item_index, rows.type_index, rows.timestamp)
-        for event in zip(*(column[chosen].tolist() for column in columns), strict=True):
-            self.histories.append(*event)
+        self.histories.extend(
+            rows.user_index[chosen], rows.item_index[chosen], rows.type_index[chosen], rows.timestamp[chosen]
+        )
 
     def _cells(self) -> LiveCells:
         """What is in the tables now; views are stale once anything has grown."""

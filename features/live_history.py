@@ -1,4 +1,4 @@
-"""Every user's last events in memory, appended to one at a time and read like the log's histories."""
+"""Every user's last events in memory, appended to as they come and read like the log's histories."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class LiveHistories:
     def __len__(self) -> int:
         return len(self._start)
 
-    def append(self, user: int, item: int, kind: int, timestamp: float) -> None:
-        """Add one event of a user, who may be new; it stands behind those that are not younger."""
-        if user >= len(self):
-            self._add_users(user + 1)
-        if self._stop[user] == self._end[user]:
-            self._make_room(user)
-        _insert(
-            (self._start, self._stop),
-            (self._item, self._type, self._timestamp),
-            user,
-            (item, kind, timestamp),
-        )
+    def extend(self, users: Int32, items: Int32, kinds: Int32, timestamps: Float64) -> None:
+        """Add events of users, who may be new, one after another: each behind those that are not younger."""
+        if len(users) and (most := int(users.max()) + 1) > len(self):
+            self._add_users(most)
+        done = 0
+        while True:
+            columns = (self._item, self._type, self._timestamp)
+            places = (self._start, self._stop, self._end)
+            done = _insert(places, columns, (users, items, kinds, timestamps), done)
+            if done == len(users):
+                return
+            self._make_room(int(users[done]))
 
     def read(self, requests: Requests) -> HistoryBatch:
         """The last `limit` events of each request's user; nothing for an unknown user."""
@@ -123,17 +123,24 @@ def _read(
 
 @njit(cache=True, nogil=True)
 def _insert(
-    places: tuple[Int64, Int64],
+    places: tuple[Int64, Int64, Int64],
     columns: tuple[Int32, NDArray[np.int8], Float64],
-    user: int,
-    event: tuple[int, int, float],
-) -> None:
-    """Put an event behind those of its user that are not younger; there is room."""
-    start, stop = places
+    events: tuple[Int32, Int32, Int32, Float64],
+    begin: int,
+) -> int:
+    """Put events from `begin` on in their places, up to the first for whose user there is no room; which."""
+    start, stop, end = places
     item, kind, timestamp = columns
-    place = stop[user]
-    while place > start[user] and timestamp[place - 1] > event[2]:
-        item[place], kind[place], timestamp[place] = item[place - 1], kind[place - 1], timestamp[place - 1]
-        place -= 1
-    item[place], kind[place], timestamp[place] = event
-    stop[user] += 1
+    users, items, kinds, moments = events
+    for row in range(begin, len(users)):
+        user, now = users[row], moments[row]
+        place = stop[user]
+        if place == end[user]:
+            return row
+        while place > start[user] and timestamp[place - 1] > now:
+            before = place - 1
+            item[place], kind[place], timestamp[place] = item[before], kind[before], timestamp[before]
+            place = before
+        item[place], kind[place], timestamp[place] = items[row], kinds[row], now
+        stop[user] += 1
+    return len(users)

@@ -21,7 +21,7 @@ from serving.lifecycle.worker import Worker
 from serving.messages import Event
 
 BATCH = 256
-SLICE, LONG_SLICE = 16, 64
+SLICE, LONG_SLICE = 32, 64
 """So many events are applied before others have their turn; more of a full batch, behind which more wait."""
 PERIOD_S = 0.25
 """The log is looked at so often where nobody tells anything."""
