@@ -290,16 +290,21 @@ def _to_vectors(states: Float32, output: Float32, output_bias: Float32) -> Float
 
 @njit(cache=True, nogil=True)
 def _add_product(h: Float32, weights: Float32, out: Float32) -> None:
-    """Out += h @ weights, one element of h after another, four on each way through `out`."""
-    fours = len(h) // 4 * 4
-    for i in range(0, fours, 4):
+    """Out += h @ weights, one element of h after another, eight on each way through `out`."""
+    eights = len(h) // 8 * 8
+    for i in range(0, eights, 8):
         a, b, c, d = h[i], h[i + 1], h[i + 2], h[i + 3]
+        e, f, g, k = h[i + 4], h[i + 5], h[i + 6], h[i + 7]
         for j in range(len(out)):
             total = out[j] + a * weights[i, j]
             total += b * weights[i + 1, j]
             total += c * weights[i + 2, j]
-            out[j] = total + d * weights[i + 3, j]
-    for i in range(fours, len(h)):
+            total += d * weights[i + 3, j]
+            total += e * weights[i + 4, j]
+            total += f * weights[i + 5, j]
+            total += g * weights[i + 6, j]
+            out[j] = total + k * weights[i + 7, j]
+    for i in range(eights, len(h)):
         for j in range(len(out)):
             out[j] += h[i] * weights[i, j]
 

@@ -8,7 +8,7 @@ from recsys.events import Float32
 from recsys.requests import HistoryBatch
 
 MOST = 20_000
-MOST_NEW = 4
+MOST_NEW = 16
 """So many events back a shorter history is looked for."""
 
 

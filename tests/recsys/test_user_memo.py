@@ -3,7 +3,7 @@
 import numpy as np
 
 from recsys.requests import HistoryBatch
-from recsys.user_memo import UserMemo
+from recsys.user_memo import MOST_NEW, UserMemo
 
 
 def history(*items: int, kind: int = 0) -> HistoryBatch:
@@ -31,9 +31,9 @@ def test_what_was_before_the_newest_events_is_found():
     memo, two = UserMemo(), np.full((1, 2), 2.0, np.float32)
     memo.get(history(1, 2), lambda: two)
     assert memo.before(history(1, 2)) is None
-    for newer in ([3], [3, 4, 5, 6]):
+    for newer in ([3], range(3, 3 + MOST_NEW)):
         assert memo.before(history(1, 2, *newer)) == (2, two)
-    assert memo.before(history(1, 2, 3, 4, 5, 6, 7)) is None
+    assert memo.before(history(1, 2, *range(3, 4 + MOST_NEW))) is None
     assert memo.before(history(0, 2, 3)) is None
     assert memo.before(history(1, 2, 3, kind=1)) is None
 
