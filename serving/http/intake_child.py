@@ -123,18 +123,20 @@ class _Service:
 
     async def _read_on(self) -> None:
         """Tell what the log holds from now on; also what other servers put there."""
-        loop, after = asyncio.get_running_loop(), self._log.last
+        loop = asyncio.get_running_loop()
+        after: int | None = None
         while True:
-            with suppress(TimeoutError, RecsysError):
-                async with asyncio.timeout(NEWS_S):
-                    await self._new.wait()
-            self._new.clear()
             with suppress(RecsysError):  # the report says so
+                after = self._log.last if after is None else after
                 while found := await loop.run_in_executor(self._reading, self._log.read, after, NEWS):
                     for news in _cut(found):
                         self._out.write(frame(News(after, news)))
                         after = news[-1].sequence
                         await self._out.drain()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(NEWS_S):
+                    await self._new.wait()
+            self._new.clear()
 
     def _report(self) -> None:
         """Say how the log is, where that is news."""

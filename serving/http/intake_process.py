@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 
+import msgspec
+
 from recsys.errors import RecsysError
 from serving.events.log import Damage, Durability, Stored, blocked
 from serving.events.place import LogPlace
@@ -64,6 +66,7 @@ class IntakeProcess:
         """
         self.damage = damage
         self._begin = Begin(place, settings.most_batches, settings.events_s)
+        self._most, self._held = settings.most_buffered, 0
         self._worker = Worker("intake")
         self._child, self._connection, self._durability = _start(self._begin)
         self._out: asyncio.StreamWriter | None = None
@@ -99,7 +102,7 @@ class IntakeProcess:
         self,
         hear: Hear,
         renew: Callable[[], None],
-        failed: Callable[[str, BaseException], None],
+        failed: Failed,
     ) -> None:
         """Pass on what the process says, for ever.
 
@@ -130,9 +133,10 @@ class IntakeProcess:
     async def _ask(self, body: bytes, kind: str, *, is_metarank: bool) -> Taken:
         if self._out is None:
             raise Refusal("events_blocked", "send the same events again")
-        if len(self._waiting) >= self._begin.most_batches:
+        if self._held + len(body) > self._most:
             raise Refusal("events_busy", "too many batches are under way")
         number = next(self._numbers)
+        self._held += len(body)
         self._waiting[number] = answer = asyncio.get_running_loop().create_future()
         try:
             self._out.write(frame(Take(number, kind, is_metarank, body)))
@@ -141,6 +145,7 @@ class IntakeProcess:
         except TimeoutError:
             raise Refusal("events_slow", "send the same events again") from None
         finally:
+            self._held -= len(body)
             del self._waiting[number]
 
     async def _listen(self, hear: Hear, renew: Callable[[], None]) -> None:
@@ -156,7 +161,7 @@ class IntakeProcess:
                     hear(said.after, said.stored)
                 elif isinstance(said, Taken | Refused):
                     self._settle(said)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError):
             self._out.transport.abort()
             self._out = None
             for answer in self._waiting.values():

@@ -21,8 +21,8 @@ class ServerSettings:
         longest_url: bytes of a URL.
         most_connections: open at once.
         most_waiting: rank requests that wait for their turn.
-        most_batches: batches of events that wait for the disk.
-        most_buffered: bytes of all bodies that are being read.
+        most_batches: batches of events that are being checked.
+        most_buffered: bytes of all bodies that are being read; also of the batches that wait for the disk.
         deadline_s: what has waited so long is refused; sooner, it is answered with less of the model.
         head_s, body_s: a header, a body must be there after so long.
         idle_s: a connection without a request is closed after so long.
