@@ -5,7 +5,7 @@ RFC 9457 documents of at most 8 KB. What a client sent is never repeated at leng
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -168,6 +168,16 @@ class Refusal(Exception):  # noqa: N818 - no error of the server's
         """The same failure as a client sees it: paths stay inside, the name of a field does not."""
         place = (error.where,) if error.where.isidentifier() else None
         return cls(error.code, error.what, place)
+
+    @classmethod
+    def of_any(cls, error: BaseException, failed: Callable[[str, BaseException], None]) -> Refusal:
+        """Any failure as a client sees it; `failed` hears of one that is ours."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, RecsysError):
+            return cls.of(error)
+        failed("request_failed", error)
+        return cls("internal_failure")
 
 
 def kind_of(code: str) -> Kind:

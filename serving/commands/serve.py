@@ -107,7 +107,6 @@ def _prepare_libraries(home: Path) -> None:
 def _serve(settings: HostSettings, place: LogPlace, *, as_json: bool) -> None:
     """Serve until a signal; what is wrong with keys and addresses is told before anything else begins."""
     with _no_collections():
-        from serving.events.log import Damage
         from serving.hosting import Host
         from serving.http.intake_process import IntakeProcess
         from serving.http.keys import VARIABLE as KEYS_VARIABLE
@@ -124,7 +123,7 @@ def _serve(settings: HostSettings, place: LogPlace, *, as_json: bool) -> None:
     with ExitStack() as open_ones:
         public = open_ones.enter_context(bind(server.host, server.port))
         admin = open_ones.enter_context(bind("127.0.0.1", server.admin_port))
-        intake = open_ones.enter_context(closing(IntakeProcess(place, server, Damage())))
+        intake = open_ones.enter_context(closing(IntakeProcess(place, server)))
         meters = Meters()
         log = open_ones.enter_context(closing(LineLog(sys.stderr.fileno(), meters.lines_dropped)))
         log_to(log)

@@ -23,13 +23,17 @@ class LogPlace(Struct, frozen=True):
     redis: str = ""
     name: str = "recsys"
 
-    def open(self) -> EventLog:
-        """The log for writing; raises RecsysError `missing_extra` (exit 69), and of the log."""
+    def open(self, *, wait_s: float = 0.0) -> EventLog:
+        """The log for writing; raises RecsysError `missing_extra` (exit 69), and of the log.
+
+        Args:
+            wait_s: how long another process may still hold a file.
+        """
         if self.redis:
             return self._redis(Damage())
         from serving.events.sqlite_log import SqliteLog
 
-        return SqliteLog(Path(self.file))
+        return SqliteLog(Path(self.file), wait_s=wait_s)
 
     def open_reader(self, damage: Damage | None = None) -> EventReader:
         """The log for reading; findings are counted in `damage`. Raises likewise."""

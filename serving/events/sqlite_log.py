@@ -30,7 +30,12 @@ class SqliteLog:
     """An `log.EventLog`. Appends take turns; reads have a connection of their own."""
 
     def __init__(
-        self, path: Path, *, reserve_bytes: int = RESERVE_BYTES, durability: Durability = "fsync"
+        self,
+        path: Path,
+        *,
+        reserve_bytes: int = RESERVE_BYTES,
+        durability: Durability = "fsync",
+        wait_s: float = 0.0,
     ) -> None:
         """Open the log, or make it.
 
@@ -41,6 +46,7 @@ class SqliteLog:
             path: the file; others of its name with a suffix lie beside it.
             reserve_bytes: `append` is refused when no more room than this is left on the volume.
             durability: `os` leaves out fsync.
+            wait_s: how long another process may still hold the log.
 
         Raises:
             RecsysError: `lock_held` (exit 75) where another process writes this log; `not_an_event_log`.
@@ -49,7 +55,7 @@ class SqliteLog:
         self.durability = durability
         self.damage = Damage()
         self.openings = 0
-        self._reserve = reserve_bytes
+        self._reserve, self._wait_s = reserve_bytes, wait_s
         self._turn = threading.Lock()  # of appends; taken before the other where both are
         self._opening = threading.Lock()  # of the reader
         self._held = ExitStack()
@@ -135,7 +141,7 @@ class SqliteLog:
     def _lock(self) -> None:
         if not self._is_locked:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._held.enter_context(lock(beside(self.path, ".lock")))
+            self._held.enter_context(lock(beside(self.path, ".lock"), wait_s=self._wait_s))
             self._is_locked = True
 
     def _reading(self) -> SqliteReader:

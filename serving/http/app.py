@@ -12,7 +12,6 @@ from itertools import count
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from recsys.errors import RecsysError
 from serving.http.bodies import Bodies, ClientGone, Receive
 from serving.http.door import ANY, OPEN, Door
 from serving.http.routes import PUBLIC, Route, Table
@@ -149,15 +148,11 @@ class App:
         self.report(UNKNOWN, refusal.status, 0.0, "", address)
 
     def _failed(self, call: Call, error: BaseException) -> Reply:
-        if isinstance(error, RecsysError):
-            error = Refusal.of(error)
-        if not isinstance(error, Refusal):
-            self._log.failure("request_failed", error)
-            error = Refusal("internal_failure")
-        headers = problem_headers(error)
+        refusal = Refusal.of_any(error, self._log.failure)
+        headers = problem_headers(refusal)
         if b"expect" in call.headers and not call.is_read:
             headers.append((b"connection", b"close"))  # whether the body will come is not known
-        return Reply(problem_bytes(error, call.request_id), error.status, headers)
+        return Reply(problem_bytes(refusal, call.request_id), refusal.status, headers)
 
     async def _send(self, send: Send, call: Call, reply: Reply) -> None:
         headers = [

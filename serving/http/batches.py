@@ -65,7 +65,7 @@ class Batch:
     ignored: int = 0
     size: int = 0
 
-    def add(self, values: Sequence[object], now: float, window: Window | None) -> None:
+    def add(self, values: Sequence[object], now: float, window: Window | None = None) -> None:
         """Check the next events; `now` in epoch seconds."""
         places, documents = [], []
         for place, value in enumerate(values, self.size):

@@ -1,42 +1,29 @@
-"""Batches of events on their way from a body to the disk, without holding up anybody else.
+"""Batches of events on their way from a body to the disk.
 
-A batch is checked a piece at a time, and only one piece in a round of the loop.
+A batch is checked a piece at a time, so that small ones do not wait for large ones.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from time import perf_counter
 
 from serving.events.log import Outcome
-from serving.events.parsing import Window
 from serving.events.writer import EventWriter
 from serving.http.batches import METARANK, OURS, Batch, Dialect, pieces
 from serving.http.settings import ServerSettings
-from serving.http.turns import SHARE
 from serving.messages import EventsAnswer, Rejected
 from serving.problems import Refusal
-
-LONG_S = 0.005
-"""After a piece that took longer, others have the loop for a while."""
 
 
 class EventIntake:
     """Takes batches for one event log."""
 
-    def __init__(
-        self,
-        writer: EventWriter,
-        settings: ServerSettings,
-        window: Window | None = None,
-    ) -> None:
-        """Take the writer of the log, the limits, and the moments that are taken."""
+    def __init__(self, writer: EventWriter, settings: ServerSettings) -> None:
+        """Take the writer of the log and the limits."""
         self._writer = writer
         self._most, self._limit_s = settings.most_batches, settings.events_s
-        self._window = window
         self._batches = 0
-        self._piece = asyncio.Lock()
 
     async def take(self, body: bytes, kind: str) -> EventsAnswer:
         """Store the events of a body; `kind` is its media type.
@@ -55,18 +42,13 @@ class EventIntake:
     async def _checked(self, body: bytes, kind: str, dialect: Dialect) -> Batch:
         if self._batches >= self._most:
             raise Refusal("events_busy", "too many batches are under way")
-        batch, now, waiting = Batch(), time.time(), pieces(body, kind, dialect)
+        batch, now = Batch(), time.time()
         self._batches += 1
         try:
-            while True:
-                async with self._piece:
-                    await asyncio.sleep(0)
-                    begin = perf_counter()
-                    values = next(waiting, None)
-                    if values is None:
-                        return batch
-                    batch.add(values, now, self._window)
-                    await _rest(perf_counter() - begin)
+            for values in pieces(body, kind, dialect):
+                batch.add(values, now)
+                await asyncio.sleep(0)
+            return batch
         finally:
             self._batches -= 1
 
@@ -89,8 +71,3 @@ class EventIntake:
             return await asyncio.wait_for(asyncio.wrap_future(future), self._limit_s)
         except TimeoutError:
             raise Refusal("events_slow", "send the same events again") from None
-
-
-async def _rest(spent_s: float) -> None:
-    if spent_s > LONG_S:
-        await asyncio.sleep(spent_s * (1 / SHARE - 1))

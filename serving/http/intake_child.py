@@ -11,9 +11,7 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from typing import NoReturn
 
@@ -23,9 +21,7 @@ from serving.events.writer import EventWriter
 from serving.http.intake import EventIntake
 from serving.http.intake_frames import (
     BEGIN,
-    LENGTH_BYTES,
     TAKE,
-    Begin,
     News,
     NotOpened,
     Opened,
@@ -34,6 +30,7 @@ from serving.http.intake_frames import (
     Take,
     Taken,
     frame,
+    next_message,
     receive,
 )
 from serving.http.settings import ServerSettings
@@ -45,7 +42,8 @@ NICE = 15
 REPORT_S = NEWS_S = 0.25
 NEWS, LONGEST_NEWS = 256, 2**18
 """So many records are told at once, and so many bytes of theirs."""
-HELD_S, RETRY_S = 2.0, 0.05
+HELD_S = 2.0
+"""The process of a server that was killed a moment ago may hold the log so long."""
 
 
 def main(words: list[str]) -> NoReturn:
@@ -57,7 +55,7 @@ def main(words: list[str]) -> NoReturn:
         connection = held.enter_context(socket.socket(fileno=int(words[0])))
         begin = receive(connection, BEGIN)
         try:
-            log = held.enter_context(closing(_open(begin)))
+            log = held.enter_context(closing(begin.place.open(wait_s=HELD_S)))
         except RecsysError as error:
             connection.sendall(frame(NotOpened(error.code, error.what, error.where, error.exit_code)))
             sys.exit(0)
@@ -77,7 +75,6 @@ class _Service:
         self._told = 0  # findings
         self._last: tuple[str, int] | None = None
         self._new = asyncio.Event()
-        self._reading = ThreadPoolExecutor(1, "events")
 
     async def run(self, connection: socket.socket) -> None:
         """Take batches until the server is gone, and finish them."""
@@ -86,8 +83,7 @@ class _Service:
         tasks: set[asyncio.Task[None]] = set()
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                size = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
-                task = asyncio.create_task(self._take(TAKE.decode(await reader.readexactly(size))))
+                task = asyncio.create_task(self._take(await next_message(reader, TAKE)))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
         for task in beside:
@@ -103,18 +99,11 @@ class _Service:
                 answer = await self._intake.take(take.body, take.kind)
             said: Taken | Refused = Taken(take.number, answer, ignored)
         except Exception as error:
-            said = self._refused(take.number, error)
+            refusal = Refusal.of_any(error, self._lines.failure)
+            said = Refused(take.number, refusal.code, refusal.detail, refusal.place)
         self._report()
         self._out.write(frame(said))
         self._new.set()
-
-    def _refused(self, number: int, error: Exception) -> Refused:
-        if isinstance(error, RecsysError):
-            error = Refusal.of(error)
-        if not isinstance(error, Refusal):
-            self._lines.failure("request_failed", error)
-            error = Refusal("internal_failure")
-        return Refused(number, error.code, error.detail, error.place)
 
     async def _report_on(self) -> None:
         while True:
@@ -123,12 +112,11 @@ class _Service:
 
     async def _read_on(self) -> None:
         """Tell what the log holds from now on; also what other servers put there."""
-        loop = asyncio.get_running_loop()
         after: int | None = None
         while True:
             with suppress(RecsysError):  # the report says so
                 after = self._log.last if after is None else after
-                while found := await loop.run_in_executor(self._reading, self._log.read, after, NEWS):
+                while found := await asyncio.to_thread(self._log.read, after, NEWS):
                     for news in _cut(found):
                         self._out.write(frame(News(after, news)))
                         after = news[-1].sequence
@@ -158,18 +146,6 @@ def _cut(stored: list[Stored]) -> Iterator[list[Stored]]:
         part.append(each)
         size += len(each.record.payload)
     yield part
-
-
-def _open(begin: Begin) -> EventLog:
-    """The log; the process of a server that was killed a moment ago may still hold it."""
-    until = time.monotonic() + HELD_S
-    while True:
-        try:
-            return begin.place.open()
-        except RecsysError as error:
-            if error.code != "lock_held" or time.monotonic() >= until:
-                raise
-        time.sleep(RETRY_S)
 
 
 if __name__ == "__main__":

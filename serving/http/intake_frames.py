@@ -5,6 +5,7 @@ A frame is the length of a message, in four bytes with the highest first, and th
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from serving.events.log import Durability, State, Stored
 from serving.events.place import LogPlace
 from serving.messages import EventsAnswer
 
-LENGTH_BYTES = 4
+_LENGTH_BYTES = 4
 
 
 class Begin(Struct, frozen=True):
@@ -101,20 +102,23 @@ SAID = msgspec.msgpack.Decoder(Said)
 def frame(message: Begin | Take | Said) -> bytes:
     """A message as it is sent."""
     data = _ENCODER.encode(message)
-    return len(data).to_bytes(LENGTH_BYTES, "big") + data
+    return len(data).to_bytes(_LENGTH_BYTES, "big") + data
 
 
 def receive(connection: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> T:
     """Wait for one message; raises EOFError where the other side is gone."""
-    size = int.from_bytes(_exactly(connection, LENGTH_BYTES), "big")
-    return decoder.decode(_exactly(connection, size))
+    size = int.from_bytes(_whole(connection, _LENGTH_BYTES), "big")
+    return decoder.decode(_whole(connection, size))
 
 
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < size:
-        part = connection.recv(size - len(parts))
-        if not part:
-            raise EOFError
-        parts += part
-    return bytes(parts)
+async def next_message(reader: asyncio.StreamReader, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    """The same in a loop; raises IncompleteReadError, which is an EOFError."""
+    size = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
+    return decoder.decode(await reader.readexactly(size))
+
+
+def _whole(connection: socket.socket, size: int) -> bytes:
+    data = connection.recv(size, socket.MSG_WAITALL)
+    if len(data) < size:
+        raise EOFError
+    return data

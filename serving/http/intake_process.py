@@ -16,7 +16,6 @@ from recsys.errors import RecsysError
 from serving.events.log import Damage, Durability, Stored, blocked
 from serving.events.place import LogPlace
 from serving.http.intake_frames import (
-    LENGTH_BYTES,
     SAID,
     Begin,
     News,
@@ -27,6 +26,7 @@ from serving.http.intake_frames import (
     Take,
     Taken,
     frame,
+    next_message,
     receive,
 )
 from serving.http.settings import ServerSettings
@@ -50,21 +50,16 @@ class IntakeProcess:
     """Takes batches for one event log. Used by the loop's thread alone, once `run` runs.
 
     Attributes:
-        damage: what was found broken in the log.
+        damage: what was found broken in the log, also by whoever else reads it and counts it here.
     """
 
-    def __init__(self, place: LogPlace, settings: ServerSettings, damage: Damage) -> None:
-        """Start the process, and wait until the log is open.
-
-        Args:
-            place: of the log.
-            settings: the limits.
-            damage: counts what it finds broken.
+    def __init__(self, place: LogPlace, settings: ServerSettings) -> None:
+        """Start the process, and wait until the log in this place is open.
 
         Raises:
             RecsysError: of the log; `events_blocked` where the process ends by itself.
         """
-        self.damage = damage
+        self.damage = Damage()
         self._begin = Begin(place, settings.most_batches, settings.events_s)
         self._most, self._held = settings.most_buffered, 0
         self._worker = Worker("intake")
@@ -98,12 +93,7 @@ class IntakeProcess:
         taken = await self._ask(body, kind, is_metarank=True)
         return taken.answer, taken.ignored
 
-    async def run(
-        self,
-        hear: Hear,
-        renew: Callable[[], None],
-        failed: Failed,
-    ) -> None:
+    async def run(self, hear: Hear, renew: Callable[[], None], failed: Failed) -> None:
         """Pass on what the process says, for ever.
 
         Args:
@@ -153,8 +143,7 @@ class IntakeProcess:
         reader, self._out = await asyncio.open_unix_connection(sock=self._connection)
         try:
             while True:
-                size = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
-                said = SAID.decode(await reader.readexactly(size))
+                said = await next_message(reader, SAID)
                 if isinstance(said, Report):
                     self._note(said, renew)
                 elif isinstance(said, News):

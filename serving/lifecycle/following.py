@@ -95,7 +95,9 @@ class Follower:
             late = RecsysError(
                 "events_blocked", f"the log did not answer in {LIMIT_S:g} s", exit_code=EXIT_TEMPORARY
             )
-            found = await self._worker.run(lambda: self._read(min(reached)), LIMIT_S, late)
+            found = await self._worker.run(
+                lambda: _events(self._log.read(min(reached), BATCH)), LIMIT_S, late
+            )
         many = SLICE if len(found) < BATCH else LONG_SLICE
         for place, (event, sequence) in enumerate(found):
             for slot in self._slots:
@@ -111,12 +113,8 @@ class Follower:
         while self._news and self._news[0][0] <= after:
             _, stored = self._news.popleft()
             if stored[-1].sequence > after:
-                return [(readable_event(each.record), each.sequence) for each in stored]
+                return _events(stored)
         return []
-
-    def _read(self, after: int) -> list[tuple[Event | None, int]]:
-        stored: list[Stored] = self._log.read(after, BATCH)
-        return [(readable_event(each.record), each.sequence) for each in stored]
 
     async def _wait(self) -> bool:
         """Until something was told, which it returns, or for a while."""
@@ -126,3 +124,7 @@ class Follower:
         was_told = self._new.is_set()
         self._new.clear()
         return was_told
+
+
+def _events(stored: Sequence[Stored]) -> list[tuple[Event | None, int]]:
+    return [(readable_event(each.record), each.sequence) for each in stored]
