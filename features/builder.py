@@ -18,13 +18,12 @@ from features.declaration import (
     RequestFact,
     RequestScore,
     SourceFlag,
-    from_record,
-    to_record,
 )
 from features.derive import Program
 from features.keys import writable
 from features.plan import StatePlan
 from features.reading import Reading
+from features.records import from_record, to_record
 from features.schema import FeatureField, FeatureSchema
 from features.similarity import WeighedHistory, count_repeats, write_dense
 from features.slate import compare_in_slate

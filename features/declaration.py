@@ -7,8 +7,8 @@ score, a ratio over nothing. A known key that nothing has happened to yet counts
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 Key = Literal[
     "global", "user", "item", "category", "subcategory", "user_category", "user_subcategory", "user_item"
@@ -346,39 +346,3 @@ Declaration = (
     | RequestFact
     | InSlate
 )
-
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (
-        Counter,
-        Rate,
-        Trend,
-        Share,
-        Pace,
-        Age,
-        DistinctCategories,
-        SlateShare,
-        HistorySimilarity,
-        RequestScore,
-        SourceFlag,
-        RequestFact,
-        InSlate,
-    )
-}
-
-
-def to_record(declaration: Declaration) -> dict[str, Any]:
-    """The declaration as plain JSON values, `kind` first."""
-    return {"kind": type(declaration).__name__, **asdict(declaration)}
-
-
-def from_record(record: dict[str, Any]) -> Declaration:
-    """Inverse of `to_record`.
-
-    Raises:
-        KeyError: `kind` is none of ours.
-        TypeError: a parameter is unknown or missing.
-    """
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k != "kind"}
-    declaration: Declaration = _KINDS[record["kind"]](**values)
-    return declaration

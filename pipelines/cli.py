@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -28,7 +28,8 @@ from pipelines.options import (
     TrackingOption,
     repeated,
 )
-from pipelines.terminal import Terminal
+from pipelines.registry_commands import promote, rollback, verify
+from pipelines.terminal import Terminal, print_lines, print_pairs
 from recsys.errors import EXIT_USAGE, RecsysError
 from serving.commands.compare import compare
 from serving.commands.events import events
@@ -80,7 +81,7 @@ def simulate(
         raise RecsysError("usage", str(error), exit_code=EXIT_USAGE) from None
     with terminal.step("simulation") as progress:
         report = asdict(run(out, config, progress=progress))
-    terminal.result(report, lambda console: _print_pairs(report, console))
+    terminal.result(report, lambda console: print_pairs(report, console))
 
 
 @app.command("import")
@@ -101,7 +102,7 @@ def import_(
     terminal = Terminal(as_json=as_json)
     with terminal.step(f"import {format}"):
         report = import_dataset(format, source, out, **import_options(option or []))
-    terminal.result(report.to_dict(), lambda console: _print_lines(report.lines(), console))
+    terminal.result(report.to_dict(), lambda console: print_lines(report.lines(), console))
 
 
 @app.command()
@@ -118,7 +119,7 @@ def merge(
         raise RecsysError("usage", "the new folder is one of the old ones", str(out), exit_code=EXIT_USAGE)
     with terminal.step("merge"):
         counts = unite(data, out)
-    terminal.result({"out": str(out), **counts}, lambda console: _print_pairs(counts, console))
+    terminal.result({"out": str(out), **counts}, lambda console: print_pairs(counts, console))
 
 
 @app.command()
@@ -134,7 +135,7 @@ def validate(
     terminal = Terminal(as_json=as_json)
     with terminal.step("check"):
         _, report = load(data, max_bad=max_bad, quarantine_to=quarantine)
-    terminal.result(report.to_dict(), lambda console: _print_lines(report.lines(), console))
+    terminal.result(report.to_dict(), lambda console: print_lines(report.lines(), console))
 
 
 @app.command()
@@ -246,61 +247,8 @@ def tune(
     terminal.result(document, lambda console: print_tuning(document, console))
 
 
-@app.command()
-def promote(
-    model: Annotated[str, typer.Argument(help="models:/NAME/NUMBER, or NAME for its newest version.")] = (
-        DEFAULT_NAME
-    ),
-    config: ConfigOption = None,
-    overrides: SetOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Skip the gates.")] = False,
-    home: HomeOption = None,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Move the champion alias to a version that passes the gates of the configuration."""
-    from pipelines.config import load_config
-    from pipelines.registering import promote_version
-
-    terminal = Terminal(as_json=as_json)
-    gates = {} if force else load_config(config, overrides or [], os.environ).gates
-    _, registry = home_and_registry(home, tracking_uri)
-    document = promote_version(registry, model, gates)
-    terminal.result(document, lambda console: _print_pairs(document, console))
-
-
-@app.command()
-def rollback(
-    name: Annotated[str, typer.Argument(help="Registered model name.")] = DEFAULT_NAME,
-    home: HomeOption = None,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Swap the champion with the version that was champion before it."""
-    from pipelines.registering import rollback_name
-
-    terminal = Terminal(as_json=as_json)
-    _, registry = home_and_registry(home, tracking_uri)
-    document = rollback_name(registry, name)
-    terminal.result(document, lambda console: _print_pairs(document, console))
-
-
-@app.command()
-def verify(
-    what: Annotated[
-        str, typer.Argument(help="models:/NAME@ALIAS, a bundle folder, or a folder of published nights.")
-    ] = f"models:/{DEFAULT_NAME}@champion",
-    home: HomeOption = None,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check digests, formats and golden scores of a bundle, or the digests of published nights."""
-    from pipelines.registering import verify_thing
-
-    terminal = Terminal(as_json=as_json)
-    with terminal.step("verification"):
-        document = verify_thing(what, *home_and_registry(home, tracking_uri))
-    terminal.result(document, lambda console: _print_pairs(document, console))
+for command in (promote, rollback, verify):
+    app.command()(command)
 
 
 @app.command()
@@ -336,22 +284,12 @@ def score(
     published = out or place.scores
     result = score_night(data, published, model, settings, place, registry, terminal)
     document = night_document(result, published)
-    terminal.result(document, lambda console: _print_pairs(document, console))
+    terminal.result(document, lambda console: print_pairs(document, console))
 
 
 app.command()(serve)
 app.add_typer(events)
 app.command()(compare)
-
-
-def _print_pairs(document: dict[str, Any], console: Any) -> None:
-    for key, value in document.items():
-        console.print(f"{key}: {value}", markup=False)
-
-
-def _print_lines(lines: list[str], console: Any) -> None:
-    for line in lines:
-        console.print(line, markup=False)
 
 
 def main() -> NoReturn:

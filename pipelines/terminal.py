@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -93,3 +93,15 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         out.add_row(*row)
     return out
+
+
+def print_pairs(document: Mapping[str, Any], console: Console) -> None:
+    """A line for each entry."""
+    for key, value in document.items():
+        console.print(f"{key}: {value}", markup=False)
+
+
+def print_lines(lines: Sequence[str], console: Console) -> None:
+    """The lines as they are."""
+    for line in lines:
+        console.print(line, markup=False)

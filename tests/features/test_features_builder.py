@@ -10,7 +10,8 @@ import pytest
 
 from features.builder import Features
 from features.catalogue import DEFAULT_FEATURES, default_features
-from features.declaration import Counter, InSlate, RequestScore, from_record, to_record
+from features.declaration import Counter, InSlate, RequestScore
+from features.records import from_record, to_record
 from features.replay import Replay
 from features.schema import FeatureSchema
 from recsys.dataset import Dataset
